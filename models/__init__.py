@@ -1,0 +1,1 @@
+"""Networks. Torch only; imports nothing of ours."""

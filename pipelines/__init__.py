@@ -1,0 +1,1 @@
+"""Which clip, which pixels: sampling, curriculum, augmentation, executors, loader. Imports shards."""

@@ -1,0 +1,1 @@
+"""The only executables: parse arguments, call a package, print."""

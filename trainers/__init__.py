@@ -1,0 +1,1 @@
+"""Everything that changes weights or scores them: configs, objectives, loop, checkpoints, prediction, scoring."""
