@@ -1,14 +1,14 @@
 """The nouns of the data path: the plan of a clip, the pixels made from it, the batch a trainer gets.
 
-Coordinates are continuous: pixel (column 0, row 0) covers [0, 1) x [0, 1) and has its centre at (0.5, 0.5). Every matrix maps
-output coordinates to source coordinates (x, y, 1), so composing two steps is a matrix product and no executor needs to know
-how many steps there were.
+Coordinates are continuous: pixel (column 0, row 0) covers [0, 1) x [0, 1) and has its centre at (0.5, 0.5). Every
+matrix maps output coordinates to source coordinates (x, y, 1), so composing two steps is a matrix product and no
+executor needs to know how many steps there were.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Literal, Protocol
 
 import numpy as np
 import torch
@@ -20,20 +20,45 @@ VOID = 255
 """Label of pixels nobody may be judged on; kept in slot maps, ignored by losses."""
 
 
+ColourStep = tuple[Literal["brightness", "contrast", "saturation"], float]
+"""One enhancement and its factor (1.0 changes nothing), named as in Pillow's ImageEnhance."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class ClipSteps:
+    """The steps a plan's matrices were composed from, in order; only the paper executor reads them.
+
+    flip: mirror the source image left to right. crop: (top, left, height, width) in whole pixels of the flipped image,
+    resized to plan.size. clip_colours: steps shared by all frames, in the order applied. grayscale: all frames to luma.
+    affines: (T, 2, 3) float64, output -> resized canvas, both of plan.size, continuous coordinates; plan.fill
+    outside. frame_colours: T sequences of steps, one per frame, applied last.
+    """
+
+    flip: bool
+    crop: tuple[int, int, int, int]
+    clip_colours: tuple[ColourStep, ...]
+    grayscale: bool
+    affines: NDArray[np.float64]
+    frame_colours: tuple[tuple[ColourStep, ...], ...]
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class ClipPlan:
     """Everything random about one clip, as numbers. T = frames of the clip.
 
     number: global clip number n; dataset: position in the data mix; video: row of that set's video table.
     frames: T rows of that set's frame table, in clip order (which may run backwards in time).
-    object_ids: ids of the first clip frame in order of preference; the first ones found in the warped first frame become
-    slots 1, 2, ... So the choice is uniform over the ids that are really there, with no retry.
+    object_ids: ids of the first clip frame in order of preference; the first ones found in the warped first frame
+    become slots 1, 2, ... So the choice is uniform over the ids that are really there, with no retry.
     size: (height, width) of the output in pixels.
     matrices: (T, 2, 3) float32, output coordinates -> source coordinates.
-    colours: (T, 3, 4) float32, rgb_out = colours[:, :3] @ rgb_in + colours[:, 3], on the 0..255 scale, then clipped to it.
+    colours: (T, 3, 4) float32, rgb_out = colours[:, :3] @ rgb_in + colours[:, 3], on the 0..255 scale, then clipped to
+    it.
     fill: rgb of pixels outside the source image, before the colour matrix, 0..255; label maps get 0 there.
-    damage_key: key of the stream of the first-frame mask damage; damage_iou: IoU at which damage stops, None for no damage.
+    damage_key: key of the stream of the first-frame mask damage; damage_iou: IoU at which damage stops, None for no
+    damage.
     trial: how many frame choices of the recipe were passed over because they showed no object (0 for the first).
+    steps: what matrices and colours were composed from, for recipes that have a published step-by-step form.
     """
 
     number: int
@@ -48,6 +73,7 @@ class ClipPlan:
     damage_key: tuple[int, int]
     damage_iou: float | None
     trial: int
+    steps: ClipSteps | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +89,8 @@ class EncodedClip:
 class ClipPixels:
     """What an executor makes of B clips of T frames: warped, coloured, not yet normalised.
 
-    images: (B, T, H, W, 3) uint8 RGB. labels: (B, T, H, W) uint8 with the data set's own object ids, 0 background, 255 void.
+    images: (B, T, H, W, 3) uint8 RGB. labels: (B, T, H, W) uint8 with the data set's own object ids, 0 background, 255
+    void.
     annotated: (B, T) bool, False where the frame has no label map (its labels are 0 then and mean nothing).
     All on the executor's device.
     """
@@ -93,7 +120,8 @@ class Batch:
     images: (B, T, 3, H, W) float32, normalised with the ImageNet mean and deviation; a channels-last view of memory.
     masks: (B, T, H, W) uint8 slots: 0 background, 1..K objects, 255 void; unannotated frames are all void.
     num_objects: (B,) int64, 0..K: slots 1..num_objects are in use.
-    first_masks: (B, K, H, W) float32 in {0, 1}: masks of clip frame 0 with the plan's damage applied, zeros for unused slots.
+    first_masks: (B, K, H, W) float32 in {0, 1}: masks of clip frame 0 with the plan's damage applied, zeros for unused
+    slots.
     annotated: (B, T) bool. plans: the B plans, for naming any clip in a message.
     step: the training step this batch belongs to.
     """
