@@ -1,0 +1,43 @@
+# Two commands from a bare checkout: `make demo` shows the whole way, `make test` checks all of it.
+# Each makes .venv and installs the pinned versions of pyproject.toml first.
+#
+#   make demo                 shard -> check -> train -> segment -> evaluate on made-up video, at most five minutes on two cores
+#   make test                 ruff, mypy, pytest;  PYTEST="-k loader" passes words on to pytest
+#   make install              .venv alone
+#   DALI=cuda110|cuda120|cuda130 chooses the DALI wheel; by default the driver's CUDA version decides (no driver: cuda110)
+
+PYTHON ?= python3
+VENV ?= .venv
+DALI ?= $(shell sh tools/choose_dali.sh)
+PIP = $(VENV)/bin/python -m pip --quiet --disable-pip-version-check
+BIN = $(VENV)/bin
+INSTALLED = $(VENV)/installed-$(DALI)
+
+.PHONY: demo test lint install clean
+
+demo: install
+	$(BIN)/python tools/demo.py
+
+test: lint
+	$(BIN)/python -m pytest $(PYTEST)
+
+lint: install
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+install: $(INSTALLED)
+
+# The stamp names the DALI wheel: asking for another one swaps it, since two of them overwrite each other's files.
+$(INSTALLED): pyproject.toml
+	@case "$(DALI)" in cuda110|cuda120|cuda130) ;; *) echo "DALI=$(DALI): expected cuda110, cuda120 or cuda130" >&2; exit 2;; esac
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and f"vosforge needs Python 3.11 or later, $(PYTHON) is {sys.version.split()[0]}; set PYTHON=")'
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(PIP) install --upgrade pip
+	-$(PIP) uninstall --yes nvidia-dali-cuda110 nvidia-dali-cuda120 nvidia-dali-cuda130 2>/dev/null
+	$(PIP) install --editable '.[dev,$(DALI)]'
+	rm -f $(VENV)/installed-*
+	touch $@
+
+clean:
+	rm -rf $(VENV) demo_output .mypy_cache .ruff_cache .pytest_cache
