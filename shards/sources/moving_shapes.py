@@ -1,7 +1,7 @@
 """Made-up video: textured shapes that move, turn and hide each other, written in the DAVIS 2017 layout.
 
-The demo and the tests need video where none was downloaded. Ids and file formats are those of the real data set, so whatever
-reads these folders reads DAVIS.
+The demo and the tests need video where none was downloaded. Ids and file formats are those of the real data set, so
+whatever reads these folders reads DAVIS.
 """
 
 from __future__ import annotations
