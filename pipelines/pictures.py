@@ -1,0 +1,101 @@
+"""Pictures for people: masks over images, and sheets of many of them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw
+
+from pipelines.types import VOID, Batch, ClipPlan
+from shards.palettes import voc_palette
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_DEVIATION = (0.229, 0.224, 0.225)
+_CAPTION_PX = 14
+
+
+def overlay(image: NDArray[np.uint8], labels: NDArray[np.uint8], opacity: float = 0.45) -> NDArray[np.uint8]:
+    """Draw a label map over an image: (H, W, 3) and (H, W) uint8 -> (H, W, 3) uint8.
+
+    Objects take the colour of their id in the DAVIS palette, with a solid outline; void is white, background untouched.
+    """
+    colours = np.frombuffer(voc_palette(), np.uint8).reshape(256, 3).copy()
+    colours[VOID] = 255
+    painted = cv2.addWeighted(image, 1 - opacity, colours[labels], opacity, 0)
+    result = np.where((labels != 0)[..., None], painted, image)
+    interior = cv2.erode(labels, np.ones((3, 3), np.uint8)) == cv2.dilate(labels, np.ones((3, 3), np.uint8))
+    outline = ~interior & (labels != 0)
+    result[outline] = np.minimum(colours[labels[outline]].astype(np.int32) + 96, 255)
+    return np.asarray(result, np.uint8)
+
+
+def sheet(rows: Sequence[Sequence[NDArray[np.uint8]]], captions: Sequence[str], cell_height_px: int) -> Image.Image:
+    """A contact sheet: each row is a caption over its pictures ((H, W, 3) uint8), all scaled to `cell_height_px`.
+
+    Rows may differ in length; ValueError if rows and captions do not match in number.
+    """
+    if len(rows) != len(captions) or not rows:
+        raise ValueError(f"a sheet needs one caption per row, got {len(rows)} rows and {len(captions)} captions")
+    gap = 4
+    cells = [[_scale(picture, cell_height_px) for picture in row] for row in rows]
+    width = max(sum(cell.shape[1] + gap for cell in row) for row in cells) + gap
+    row_height = cell_height_px + _CAPTION_PX + gap
+    canvas = Image.new("RGB", (width, row_height * len(rows) + gap), (24, 24, 28))
+    draw = ImageDraw.Draw(canvas)
+    for number, (row, caption) in enumerate(zip(cells, captions, strict=True)):
+        x, y = gap, gap + number * row_height
+        draw.text((x, y), caption, fill=(225, 225, 225))
+        for cell in row:
+            canvas.paste(Image.fromarray(cell), (x, y + _CAPTION_PX))
+            x += cell.shape[1] + gap
+    return canvas
+
+
+def clip_rows(batch: Batch) -> tuple[list[list[NDArray[np.uint8]]], list[str]]:
+    """Rows and captions of `sheet` for the clips of a batch, as the trainer sees them: slots over augmented images.
+
+    The first picture of a row shows the damaged first masks the model starts from.
+    """
+    mean, deviation = np.array(IMAGENET_MEAN), np.array(IMAGENET_DEVIATION)
+    rows, captions = [], []
+    for position, plan in enumerate(batch.plans):
+        images = batch.images[position].permute(0, 2, 3, 1).cpu().numpy()
+        pixels = np.clip(np.rint((images * deviation + mean) * 255), 0, 255).astype(np.uint8)  # (T, H, W, 3)
+        masks = batch.masks[position].cpu().numpy()
+        slots = np.arange(1, batch.first_masks.shape[1] + 1, dtype=np.uint8)[:, None, None]
+        damaged = (batch.first_masks[position].cpu().numpy().astype(np.uint8) * slots).max(axis=0)
+        row = [overlay(pixels[0], damaged)]
+        row += [overlay(image, mask) for image, mask in zip(pixels, masks, strict=True)]
+        rows.append(row)
+        captions.append(_caption(plan, int(batch.num_objects[position])))
+    return rows, captions
+
+
+def save_png(picture: Image.Image, path: Path) -> None:
+    """Write a PNG so that a reader never sees half of it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(path.name + ".tmp")
+    picture.save(partial, format="PNG")
+    partial.replace(path)
+
+
+def _caption(plan: ClipPlan, num_objects: int) -> str:
+    gaps = [after - before for before, after in zip(plan.frames, plan.frames[1:], strict=False)]
+    damage = "none" if plan.damage_iou is None else f"to IoU {plan.damage_iou:.2f}"
+    return (
+        f"clip {plan.number}  video row {plan.video}  gaps {gaps}  slots {num_objects}  "
+        f"ids {list(plan.object_ids)}  first-mask damage {damage}"
+    )
+
+
+def _scale(picture: NDArray[np.uint8], height_px: int) -> NDArray[np.uint8]:
+    height, width = picture.shape[:2]
+    size = (max(1, round(width * height_px / height)), height_px)
+    shrinking = height_px < height
+    return np.asarray(
+        cv2.resize(picture, size, interpolation=cv2.INTER_AREA if shrinking else cv2.INTER_LINEAR), np.uint8
+    )
