@@ -1,0 +1,102 @@
+"""The index: Arrow tables of videos, frames and objects, derived by scanning the tars and from nothing else.
+
+One record batch per shard in each file, in the order of the manifest: the batch of a frame row is its shard, and writing
+never holds more than one shard's rows in memory.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from shards.manifest import replacing
+
+INDEX_FOLDER = "index"
+SCHEMAS = {
+    "videos": pa.schema(
+        [
+            ("name", pa.string()),
+            ("original_name", pa.string()),
+            ("shard", pa.int32()),  # position in the manifest's list
+            ("first_frame", pa.int64()),  # row of the frames table
+            ("num_frames", pa.int32()),
+            ("height", pa.int32()),
+            ("width", pa.int32()),
+            ("object_ids", pa.list_(pa.uint8())),  # ascending, without 0 and 255
+            ("splits", pa.list_(pa.string())),
+            ("palette", pa.binary()),  # RGB, null where the source's masks had none
+            ("frame_step", pa.int32()),  # smallest difference of consecutive frame numbers
+        ]
+    ),
+    "frames": pa.schema(
+        [
+            ("offset", pa.uint64()),  # of the image's data in the tar; the mask's lie padded(image_bytes) + 512 further
+            ("image_bytes", pa.uint32()),
+            ("mask_bytes", pa.uint32()),  # 0: this frame has no annotation
+            ("image_crc", pa.uint32()),
+            ("mask_crc", pa.uint32()),
+            ("name", pa.string()),  # stem of the source's file
+        ]
+    ),
+    "objects": pa.schema(
+        [
+            ("frame", pa.int64()),  # row of the frames table; sorted by frame, then id
+            ("object_id", pa.uint8()),
+            ("area", pa.uint32()),
+            *((side, pa.uint16()) for side in ("y0", "x0", "y1", "x1")),  # ends exclusive
+        ]
+    ),
+}
+
+# One record batch for each table of SCHEMAS.
+Batches = dict[str, pa.RecordBatch]
+
+
+def index_path(root: Path, table: str) -> Path:
+    """File of one table of a shard set."""
+    return root / INDEX_FOLDER / f"{table}.arrow"
+
+
+def make_batch(table: str, columns: dict[str, list[Any]]) -> pa.RecordBatch:
+    """Record batch of a table from columns of Python values."""
+    schema = SCHEMAS[table]
+    return pa.record_batch([pa.array(columns[name], schema.field(name).type) for name in schema.names], schema=schema)
+
+
+def write_index(folder: Path, shards: Iterable[Batches]) -> None:
+    """Write the three files into `folder` from the rows of each shard, in order.
+
+    Rows that count within their shard (first_frame, frame) and `shard` itself become rows of the whole set.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with ExitStack() as stack:
+        writers = {}
+        for table, schema in SCHEMAS.items():
+            file = stack.enter_context(replacing(folder / f"{table}.arrow"))
+            writers[table] = stack.enter_context(pa.ipc.new_file(file, schema))
+        num_frames = 0
+        for shard, batches in enumerate(shards):
+            videos = _shifted(batches["videos"], "first_frame", num_frames)
+            writers["videos"].write_batch(_shifted(videos, "shard", shard))
+            writers["frames"].write_batch(batches["frames"])
+            writers["objects"].write_batch(_shifted(batches["objects"], "frame", num_frames))
+            num_frames += batches["frames"].num_rows
+
+
+def _shifted(batch: pa.RecordBatch, column: str, offset: int) -> pa.RecordBatch:
+    position = batch.schema.get_field_index(column)
+    values = batch.column(position).to_numpy(zero_copy_only=False)
+    shifted = (values + offset).astype(values.dtype) if offset else values
+    return batch.set_column(
+        position, batch.schema.field(position), pa.array(shifted, batch.schema.field(position).type)
+    )
+
+
+def as_numpy(batch: pa.RecordBatch, column: str) -> np.ndarray:
+    """A column of numbers without nulls as a view into the mapped file."""
+    return batch.column(column).to_numpy(zero_copy_only=True)

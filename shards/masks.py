@@ -1,0 +1,124 @@
+"""Label maps as shard members (`lz4`, `png`) and the objects in them."""
+
+from __future__ import annotations
+
+import io
+import struct
+from typing import Literal, NamedTuple, get_args
+
+import lz4.block
+import numpy as np
+from PIL import Image
+
+MaskCodec = Literal["lz4", "png"]
+MASK_CODECS: tuple[MaskCodec, ...] = get_args(MaskCodec)
+BACKGROUND = 0
+VOID = 255
+# Boxes are uint16 in the index.
+MAX_SIDE = 65_535
+
+_LZ4_HEADER = struct.Struct("<4sIII")  # magic, height, width, reserved 0; one raw LZ4 block follows
+_LZ4_MAGIC = b"VFM1"
+_PNG_START = b"\x89PNG\r\n\x1a\n\x00\x00\x00\rIHDR"
+_PNG_GREY_8 = b"\x08\x00"
+
+
+class FrameObjects(NamedTuple):
+    """Objects of one label map in ascending order of id; background 0 and void 255 are left out.
+
+    ids (n,) uint8; areas (n,) uint32 pixels; boxes (n, 4) uint16 as y0, x0, y1, x1 with exclusive ends.
+    """
+
+    ids: np.ndarray
+    areas: np.ndarray
+    boxes: np.ndarray
+
+
+def encode_label_map(labels: np.ndarray, codec: MaskCodec) -> bytes:
+    """Member bytes of a label map; labels (H, W) uint8. Raises ValueError for any other shape, type or codec.
+
+    `lz4`: b"VFM1", u32le height, u32le width, u32le 0, then one raw LZ4-HC block of H*W bytes (no LZ4 frame: DALI's
+    inflate takes raw blocks). `png`: one-channel 8-bit grey PNG whose pixels are the ids.
+    """
+    if labels.dtype != np.uint8 or labels.ndim != 2 or min(labels.shape) == 0 or max(labels.shape) > MAX_SIDE:
+        raise ValueError(f"a label map is (H, W) uint8 with sides of 1..{MAX_SIDE}, not {labels.shape} {labels.dtype}")
+    if codec == "lz4":
+        block = lz4.block.compress(labels.tobytes(), mode="high_compression", compression=9, store_size=False)
+        return _LZ4_HEADER.pack(_LZ4_MAGIC, *labels.shape, 0) + block
+    if codec == "png":
+        buffer = io.BytesIO()
+        Image.fromarray(labels).save(buffer, "png", compress_level=6)
+        return buffer.getvalue()
+    raise ValueError(f"unknown mask codec {codec!r}; there are: {', '.join(MASK_CODECS)}")
+
+
+def decode_label_map(data: bytes, codec: MaskCodec) -> np.ndarray:
+    """Label map (H, W) uint8, writable, ids bit for bit as encoded.
+
+    Raises ValueError for bytes that are not exactly one label map of that codec.
+    """
+    if codec == "lz4":
+        return _decode_lz4(data)
+    if codec == "png":
+        return _decode_png(data)
+    raise ValueError(f"unknown mask codec {codec!r}; there are: {', '.join(MASK_CODECS)}")
+
+
+def label_map_size(data: bytes, codec: MaskCodec) -> tuple[int, int]:
+    """(height, width) out of the member's header, without decoding. Raises ValueError for foreign bytes."""
+    if codec == "lz4":
+        return _lz4_size(data)
+    if len(data) < 33 or not data.startswith(_PNG_START) or data[24:26] != _PNG_GREY_8:
+        raise ValueError("not an 8-bit grey PNG (a palette PNG would be expanded to colours by fast decoders)")
+    width, height = struct.unpack(">II", data[16:24])
+    return height, width
+
+
+def find_objects(labels: np.ndarray) -> FrameObjects:
+    """Ids, areas and boxes of the objects of a label map (H, W) uint8."""
+    rows = np.flatnonzero(labels.any(axis=1))
+    if rows.size == 0:
+        return FrameObjects(np.empty(0, np.uint8), np.empty(0, np.uint32), np.empty((0, 4), np.uint16))
+    top = int(rows[0])
+    strip = labels[top : int(rows[-1]) + 1]
+    counts = np.bincount(strip.reshape(-1), minlength=256)
+    ids = np.flatnonzero(counts[1:VOID]) + 1
+    boxes = np.array([_box(strip == object_id, top) for object_id in ids], np.uint16).reshape(-1, 4)
+    return FrameObjects(ids.astype(np.uint8), counts[ids].astype(np.uint32), boxes)
+
+
+def _box(inside: np.ndarray, top: int) -> tuple[int, int, int, int]:
+    rows = np.flatnonzero(inside.any(axis=1))
+    columns = np.flatnonzero(inside[rows[0] : rows[-1] + 1].any(axis=0))
+    return top + int(rows[0]), int(columns[0]), top + int(rows[-1]) + 1, int(columns[-1]) + 1
+
+
+def _lz4_size(data: bytes) -> tuple[int, int]:
+    if len(data) <= _LZ4_HEADER.size:
+        raise ValueError(f"an lz4 label map has more than {_LZ4_HEADER.size} bytes, this has {len(data)}")
+    magic, height, width, reserved = _LZ4_HEADER.unpack_from(data)
+    if magic != _LZ4_MAGIC or reserved != 0 or not (0 < height <= MAX_SIDE and 0 < width <= MAX_SIDE):
+        raise ValueError(f"not an lz4 label map: it begins with {bytes(data[: _LZ4_HEADER.size]).hex()}")
+    return height, width
+
+
+def _decode_lz4(data: bytes) -> np.ndarray:
+    height, width = _lz4_size(data)
+    block = memoryview(data)[_LZ4_HEADER.size :]
+    # A bytearray, because an array over bytes is read-only and torch warns about those.
+    try:
+        labels = lz4.block.decompress(block, uncompressed_size=height * width, return_bytearray=True)
+    except (lz4.block.LZ4BlockError, MemoryError) as error:
+        raise ValueError(f"damaged LZ4 block of a {height}x{width} label map: {error}") from None
+    if len(labels) != height * width:
+        raise ValueError(f"LZ4 block holds {len(labels)} pixels, its header says {height}x{width}")
+    return np.frombuffer(labels, np.uint8).reshape(height, width)
+
+
+def _decode_png(data: bytes) -> np.ndarray:
+    label_map_size(data, "png")
+    try:
+        with Image.open(io.BytesIO(data), formats=("PNG",)) as image:
+            return np.array(image)
+    except (OSError, SyntaxError) as error:
+        raise ValueError(f"damaged PNG label map: {error}") from None
