@@ -1,0 +1,48 @@
+"""Fixtures of the model tests: one thread, and one model of each size."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from models.rde import Rde
+from tests.models.deterministic_fill import fill_weights
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """Sums in one order, and no more than one core taken."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="session")
+def paper_model() -> Rde:
+    """RDE at the paper's size with deterministic weights; shared, so tests leave it as it is."""
+    model = Rde(initialise=False)
+    fill_weights(model)
+    return model.eval()
+
+
+@pytest.fixture
+def small_model(caplog: pytest.LogCaptureFixture) -> Rde:
+    """RDE with 16 of 64 channels, random."""
+    with caplog.at_level(logging.ERROR):
+        return Rde(width=0.25)
+
+
+@pytest.fixture
+def spec_state_dict() -> Path:
+    """The list of names and shapes of the authors' network; tests that use it skip where it does not exist."""
+    path = REPOSITORY.parent / "shared" / "spec" / "rde_state_dict.txt"
+    if not path.is_file():
+        pytest.skip("no ../shared/spec beside the checkout")
+    return path
