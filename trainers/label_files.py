@@ -1,0 +1,50 @@
+"""Label maps as the PNG files of results and annotations: ids in, ids out, colours only for the eye."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from shards.errors import DataError
+from shards.manifest import write_bytes
+from shards.palettes import voc_palette
+
+LabelMap = NDArray[np.uint8]
+
+
+def read_label_map(path: Path) -> LabelMap:
+    """Ids (H, W) uint8 of a palette, grey or 1-bit PNG; of a grey PNG with alpha (one is in DAVIS 2016) the grey.
+
+    Raises DataError for a missing or damaged file and for colours, which hold no ids.
+    """
+    try:
+        with Image.open(path, formats=("PNG",)) as image:
+            mode, labels = image.mode, np.asarray(image)
+    except FileNotFoundError:
+        raise DataError(path, expected="a label map", found="no such file", remedy="write this frame") from None
+    except (OSError, SyntaxError, ValueError) as error:
+        remedy = "write this frame again"
+        raise DataError(
+            path, expected="a PNG label map", found=f"damaged or not PNG ({error})", remedy=remedy
+        ) from None
+    if mode not in ("P", "L", "1", "LA"):
+        raise DataError(
+            path,
+            expected="an 8-bit palette or grey PNG whose values are object ids",
+            found=f"a PNG of mode {mode}",
+            remedy="save the ids, not their colours",
+        )
+    return labels[..., 0] if mode == "LA" else labels.astype(np.uint8, copy=False)
+
+
+def write_label_map(path: Path, labels: LabelMap, palette: bytes | None = None) -> None:
+    """Write ids (H, W) uint8 as a palette PNG, atomically; palette: RGB bytes, the one of DAVIS if None."""
+    image = Image.fromarray(labels)
+    image.putpalette(voc_palette() if palette is None else palette)
+    data = io.BytesIO()
+    image.save(data, "png")
+    write_bytes(path, data.getvalue())
