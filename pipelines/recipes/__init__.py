@@ -1,0 +1,35 @@
+"""The published ways to make a training clip out of a video, by name."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+from collections.abc import Mapping
+from typing import Any
+
+from pipelines.recipes.rde import RdeVideo
+from pipelines.recipes.request import ClipRequest, Recipe
+
+__all__ = ["RECIPES", "ClipRequest", "RdeVideo", "Recipe", "make_recipe"]
+
+RECIPES: dict[str, type[RdeVideo]] = {"rde_video": RdeVideo}
+
+
+def make_recipe(name: str, options: Mapping[str, Any]) -> Recipe:
+    """The recipe of this name with the given fields instead of the published ones.
+
+    options: field -> value as YAML gives it: lists for pairs, rows for tables, one number for a square size.
+    Raises ValueError for an unknown name or field, listing those there are, and for a value that makes no clip.
+    """
+    if name not in RECIPES:
+        raise ValueError(f"no recipe {name!r}{_meant(name, RECIPES)}; there are: {', '.join(RECIPES)}")
+    fields = [field.name for field in dataclasses.fields(RECIPES[name])]
+    for option in options:
+        if option not in fields:
+            raise ValueError(f"recipe {name} has no {option!r}{_meant(option, fields)}; it has: {', '.join(fields)}")
+    return RECIPES[name](**options)
+
+
+def _meant(word: str, known: Mapping[str, Any] | list[str]) -> str:
+    close = difflib.get_close_matches(word, known, n=1)
+    return f", did you mean {close[0]!r}" if close else ""

@@ -1,0 +1,193 @@
+"""Clips of video as RDE trains on them. docs/order.md lists what differs from the published code, and why."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+
+from pipelines.augmentation import (
+    Crop,
+    Jitter,
+    Matrix,
+    affine_matrices,
+    colour_matrices,
+    crop_matrix,
+    draw_colours,
+    draw_crop,
+    luma,
+    sees_any,
+)
+from pipelines.curriculum import Table
+from pipelines.recipes.request import ClipRequest
+from pipelines.sampling import annotated_frames
+from pipelines.streams import Stream, StreamName
+from pipelines.types import ClipPlan, ClipSteps
+from shards.masks import FrameObjects
+
+IMAGENET_FILL = (124.0, 116.0, 104.0)
+"""The ImageNet mean as grey levels: what RDE shows where a warp leaves the image."""
+
+RDE_GAPS = Table(((0.0, 5), (0.1, 10), (0.2, 15), (0.3, 20), (0.4, 25), (0.9, 5)))
+CLIP_JITTER = Jitter(0.1, 0.03, 0.03)
+FRAME_JITTER = Jitter(0.01, 0.01, 0.01)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RdeVideo:
+    """Stages 2 and 3 of RDE; the defaults are the published values. Probabilities and fractions are in 0..1.
+
+    Source: Li et al., Recurrent Dynamic Embedding for Video Object Segmentation, CVPR 2022, and its released code.
+    """
+
+    num_frames: int = 5
+    num_slots: int = 2
+    min_frames: int = 3
+    """Annotated frames below which a video is left out; a video shorter than the clip repeats frames."""
+    size: tuple[int, int] = (384, 384)
+    """Height and width of the output in pixels; one number means a square."""
+    max_gap: Table = RDE_GAPS
+    """In frames of the video. Neighbouring clip frames lie 1 to max_gap + 1 apart: the published code adds one."""
+    reverse: float = 0.5
+    """Probability that the clip runs backwards in time."""
+    flip: float = 0.5
+    crop_area: tuple[float, float] = (0.36, 1.0)
+    """Fraction of the image that the crop keeps."""
+    crop_aspect: tuple[float, float] = (3 / 4, 4 / 3)
+    clip_jitter: Jitter = CLIP_JITTER
+    grayscale: float = 0.05
+    rotation: float = 15.0
+    """Degrees to either side, drawn per frame."""
+    shear: float = 10.0
+    """Degrees to either side along x, drawn per frame."""
+    frame_jitter: Jitter = FRAME_JITTER
+    fill: tuple[float, float, float] = IMAGENET_FILL
+    damage_iou: tuple[float, float] | None = (0.85, 1.0)
+    """Range of the IoU at which damage of the first mask stops; None for no damage."""
+    trials: int = 5
+    """Choices of frames and crop before a clip that shows no object is taken as it is."""
+
+    def __post_init__(self) -> None:
+        """Bring values from YAML into their types; ValueError, naming the field, for values that make no clip."""
+        object.__setattr__(self, "size", (self.size, self.size) if isinstance(self.size, int) else tuple(self.size))
+        object.__setattr__(self, "max_gap", self.max_gap if isinstance(self.max_gap, Table) else Table(self.max_gap))
+        for name in ("crop_area", "crop_aspect", "fill", "damage_iou"):
+            value = getattr(self, name)
+            object.__setattr__(self, name, None if value is None else tuple(value))
+        for name in ("clip_jitter", "frame_jitter"):
+            object.__setattr__(self, name, Jitter(*getattr(self, name)))
+        _check_fields(self)
+
+    def plan(self, request: ClipRequest) -> ClipPlan:
+        """The plan of one clip: that of the first trial that should show an object, or of the last one."""
+        for trial in range(self.trials):
+            view = self._view(request, trial)
+            if sees_any(view.matrices[0], self.size, view.objects.boxes):
+                break
+        order = request.stream(StreamName.OBJECTS, trial=trial).permutation(len(view.objects.ids))
+        damage = request.stream(StreamName.DAMAGE)
+        colours = draw_colours(
+            request.stream(StreamName.COLOUR, trial=trial),
+            self.num_frames,
+            clip_jitter=self.clip_jitter,
+            grayscale=self.grayscale,
+            frame_jitter=self.frame_jitter,
+            mean_grey=luma(self.fill),
+        )
+        steps = ClipSteps(
+            view.flip_width is not None,
+            view.crop,
+            colours.clip_steps,
+            colours.grayscale,
+            view.affines[:, :2],
+            colours.frame_steps,
+        )
+        return ClipPlan(
+            number=request.number,
+            dataset=request.dataset,
+            video=request.video,
+            frames=view.frames,
+            object_ids=tuple(view.objects.ids[order].tolist()),
+            size=self.size,
+            matrices=view.matrices[:, :2].astype(np.float32),
+            colours=colour_matrices(colours.tones),
+            fill=self.fill,
+            damage_key=damage.key(),
+            damage_iou=None if self.damage_iou is None else damage.uniform(*self.damage_iou),
+            trial=trial,
+            steps=steps,
+        )
+
+    def _view(self, request: ClipRequest, trial: int) -> _View:
+        frames = self._choose_frames(request, trial)
+        videos = request.shard_set.videos
+        height, width = int(videos.height[request.video]), int(videos.width[request.video])
+        stream = request.stream(StreamName.CROP, trial=trial)
+        flip_width = width if stream.happens(self.flip) else None
+        crop = draw_crop(stream, height, width, self.crop_area, self.crop_aspect)
+        angles = 2 * request.stream(StreamName.AFFINE, trial=trial).uniforms(2 * self.num_frames) - 1
+        rotations, shears = self.rotation * angles[: self.num_frames], self.shear * angles[self.num_frames :]
+        affines = affine_matrices(rotations, shears, self.size)
+        matrices = crop_matrix(crop, self.size, flip_width=flip_width) @ affines
+        return _View(frames, request.shard_set.objects(frames[0]), crop, flip_width, affines, matrices)
+
+    def _choose_frames(self, request: ClipRequest, trial: int) -> tuple[int, ...]:
+        rows = annotated_frames(request.shard_set, request.video)
+        # Gaps count annotated frames. A published gap below the step would be 0 and starts could leave the video.
+        max_gap = max(1, int(self.max_gap.at(request.step, request.steps)) // request.gap_step)
+        stream = request.stream(StreamName.FRAMES, trial=trial)
+        positions = choose_positions(stream, len(rows), max_gap, self.num_frames)
+        if stream.happens(self.reverse):
+            positions = positions[::-1]
+        return tuple(rows[positions].tolist())
+
+
+class _View(NamedTuple):
+    """What one trial shows. frames: rows of the frame table; objects: of the first of them; matrices: (T, 3, 3)."""
+
+    frames: tuple[int, ...]
+    objects: FrameObjects
+    crop: Crop
+    flip_width: int | None
+    affines: Matrix
+    matrices: Matrix
+
+
+def choose_positions(stream: Stream, count: int, max_gap: int, num_frames: int) -> list[int]:
+    """Positions 0 .. count - 1 of a clip's frames as RDE draws them, before a possible reversal.
+
+    Each is 1 to t + 1 after the last, t = min(count, max_gap), but not beyond min(count - t // k, count - 1) for the
+    k-th after the first: in short videos positions repeat or go backwards, as published. Takes num_frames words.
+    """
+    reach = min(count, max_gap)
+    start = stream.integer(max(max_gap // 2 + 1, count - num_frames * reach + 1))
+    # The published start leaves a video shorter than half the gap; there it stops at the last frame.
+    positions = [min(start, count - 1)]
+    for k in range(1, num_frames):
+        following = positions[-1] + 1 + stream.integer(reach + 1)
+        positions.append(min(following, count - reach // k, count - 1))
+    return positions
+
+
+def _check_fields(recipe: RdeVideo) -> None:
+    ranges = {
+        "num_frames": (1, None), "num_slots": (1, 254), "min_frames": (1, None), "size": (1, None), "trials": (1, None),
+        "max_gap": (1, None), "reverse": (0, 1), "flip": (0, 1), "crop_area": (1e-6, 1), "crop_aspect": (1e-6, None),
+        "clip_jitter": (0, 1), "grayscale": (0, 1), "rotation": (0, 180), "shear": (0, 89), "frame_jitter": (0, 1),
+        "fill": (0, 255), "damage_iou": (0, 1),
+    }  # fmt: skip
+    for name, (low, high) in ranges.items():
+        value = getattr(recipe, name)
+        numbers = [row[1] for row in value.rows] if isinstance(value, Table) else np.atleast_1d(value).tolist()
+        if value is not None and not all(low <= n and (high is None or n <= high) for n in numbers):
+            limits = f"at least {low}" if high is None else f"within {low}..{high}"
+            raise ValueError(f"{name} of recipe rde_video must be {limits}, got {value}")
+    for name in ("crop_area", "crop_aspect", "damage_iou"):
+        value = getattr(recipe, name)
+        if value is not None and (len(value) != 2 or value[0] > value[1]):
+            raise ValueError(f"{name} of recipe rde_video must be a range [low, high], got {value}")
+    if len(recipe.size) != 2 or len(recipe.fill) != 3:
+        raise ValueError(
+            f"recipe rde_video needs size (height, width) and fill (r, g, b), got {recipe.size}, {recipe.fill}"
+        )

@@ -1,0 +1,55 @@
+"""What a recipe is asked, and what every recipe answers."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+from pipelines.streams import Stream, StreamName
+from pipelines.types import ClipPlan
+from shards.reader import ShardSet
+
+
+@dataclass(frozen=True, slots=True)
+class ClipRequest:
+    """Everything a plan may depend on: which clip, of which video, at what point of the stage.
+
+    key, number: name the clip's streams. dataset: position in the mix; video: row of shard_set's video table.
+    gap_step: frames between annotated frames, see MixEntry. step of steps: where the stage stands, for curricula.
+    """
+
+    key: tuple[int, int]
+    number: int
+    dataset: int
+    shard_set: ShardSet
+    video: int
+    gap_step: int
+    step: int
+    steps: int
+
+    def stream(self, name: StreamName, *, trial: int = 0) -> Stream:
+        """The named stream of this clip, from its start."""
+        return Stream(self.key, name, self.number, trial=trial)
+
+
+class Recipe(Protocol):
+    """Makes plans. All plans of one recipe have the same clip length and output size."""
+
+    @property
+    def num_frames(self) -> int:
+        """Frames per clip."""
+
+    @property
+    def num_slots(self) -> int:
+        """Objects per clip at most."""
+
+    @property
+    def min_frames(self) -> int:
+        """Annotated frames a video needs to be sampled at all."""
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width of the output in pixels."""
+
+    def plan(self, request: ClipRequest) -> ClipPlan:
+        """The plan of one clip: the same for the same request, whatever was planned before."""

@@ -1,0 +1,65 @@
+"""Clip n of a stage: the mix says which video, the recipe which frames and pixels."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from pipelines.recipes import ClipRequest, Recipe
+from pipelines.sampling import Mix, MixEntry
+from pipelines.streams import stream_key
+from pipelines.types import ClipPlan, EncodedClip
+from shards.reader import ShardSet
+
+
+class ClipSource:
+    """All clips of a stage, numbered from 0; each is a pure function of (seed, data, recipe, its number).
+
+    mix: the data sets in proportion. steps, batch_size: of the stage; clip n belongs to step n // batch_size, which is
+    all that curricula see. batch_size counts the clips of all ranks together. key: (seed, 64 bits of the mix).
+    Raises DataError if a data set has no video to sample, ValueError for bad numbers.
+    """
+
+    def __init__(self, mix: Sequence[MixEntry], recipe: Recipe, *, seed: int, steps: int, batch_size: int) -> None:
+        if steps < 1 or batch_size < 1:
+            raise ValueError(f"a stage needs at least one step and one clip, got {steps} steps of {batch_size} clips")
+        self.mix = Mix(mix, min_frames=recipe.min_frames)
+        self.recipe = recipe
+        self.steps = steps
+        self.batch_size = batch_size
+        self.key = stream_key(seed, self.mix.fingerprint)
+
+    def plan(self, number: int) -> ClipPlan:
+        """The plan of clip `number` >= 0."""
+        if number < 0:
+            raise ValueError(f"clips are numbered from 0, got {number}")
+        pick = self.mix.pick(self.key, number)
+        entry = self.mix.entries[pick.dataset]
+        request = ClipRequest(
+            key=self.key,
+            number=number,
+            dataset=pick.dataset,
+            shard_set=entry.dataset,
+            video=pick.video,
+            gap_step=entry.gap_step,
+            step=number // self.batch_size,
+            steps=self.steps,
+        )
+        return self.recipe.plan(request)
+
+    def shard_set(self, plan: ClipPlan) -> ShardSet:
+        """The set a plan's rows refer to."""
+        return self.mix.entries[plan.dataset].dataset
+
+    def read(self, plan: ClipPlan) -> EncodedClip:
+        """A plan with the bytes of its frames. Raises DataError for bytes that fail their checksum."""
+        shard_set = self.shard_set(plan)
+        return EncodedClip(plan, tuple(shard_set.read(frame) for frame in plan.frames), shard_set.mask_codec)
+
+    def describe(self, plan: ClipPlan) -> str:
+        """Where a clip comes from, for messages: `clip 12 (step 1): davis2017, video bear, frames 3 5 8 11 12`."""
+        shard_set = self.shard_set(plan)
+        first = shard_set.frame_rows(plan.video).start
+        positions = " ".join(str(frame - first) for frame in plan.frames)
+        name = shard_set.videos.original_names[plan.video]
+        step = plan.number // self.batch_size
+        return f"clip {plan.number} (step {step}): {shard_set.name}, video {name}, frames {positions}"
