@@ -14,7 +14,7 @@ COMMAND_LINE = "command line"
 
 
 class ConfigError(ValueError):
-    """A config that cannot be used. The message names the file (or the command line), the key, the value and the remedy."""
+    """A config that cannot be used. The message names the file or the command line, the key, the value, the remedy."""
 
     exit_status = 2
 
@@ -25,7 +25,7 @@ class ConfigError(ValueError):
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML as people write it: 1e-5 is a number (YAML 1.1 reads text), and a key given twice is an error, not the last one."""
+    """YAML as people mean it: 1e-5 is a number (YAML 1.1 reads text), a key given twice an error (PyYAML: the last)."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         """The mapping of `node`; raises ConstructorError for a repeated key."""
@@ -37,7 +37,7 @@ class _Loader(yaml.SafeLoader):
         return super().construct_mapping(node, deep=deep)
 
 
-_Loader.add_implicit_resolver(  # type: ignore[no-untyped-call]
+_Loader.add_implicit_resolver(
     "tag:yaml.org,2002:float", re.compile(r"^[-+]?[0-9][0-9_]*(\.[0-9_]*)?[eE][-+]?[0-9]+$"), list("-+0123456789")
 )
 
@@ -59,7 +59,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
 def apply_overrides(values: dict[str, Any], overrides: Iterable[str]) -> frozenset[str]:
     """Set `stages.0.steps=10` and the like in `values`, in place; the right side is read as YAML.
 
-    Mappings that are missing on the way are made; a position in a list must exist. Returns the dotted keys that were set.
+    Mappings that are missing on the way are made; a position in a list must exist. Returns the dotted keys it set.
     """
     keys = []
     for word in overrides:

@@ -19,10 +19,10 @@ FrameWeighting = Literal["published", "uniform"]
 def bootstrapped_cross_entropy(logits: Tensor, labels: Tensor, num_objects: Tensor, top_p: float) -> Tensor:
     """Mean of the hardest `top_p` of each sample's pixel losses.
 
-    logits (B, 1 + K, H, W), background first; labels (B, H, W) integer, 0..K or 255 = void; num_objects (B,) integer, 0..K.
-    Returns (B,) float32. A sample is judged on the background, its objects and always the first object's channel, so a clip
-    without any object still learns that there is none. With n pixels that are not void the mean is over the int(n * top_p)
-    largest losses; top_p = 1 is the plain mean. A sample that is void everywhere has loss 0.
+    logits (B, 1 + K, H, W), background first; labels (B, H, W) integer, 0..K or 255 = void; num_objects (B,) integer,
+    0..K. Returns (B,) float32. A sample is judged on the background, its objects and always the first object's channel,
+    so a clip without any object still learns that there is none. With n pixels that are not void the mean is over the
+    int(n * top_p) largest losses; top_p = 1 is the plain mean. A sample that is void everywhere has loss 0.
     Raises ValueError unless 0 < top_p <= 1.
     """
     if not 0.0 < top_p <= 1.0:
@@ -40,14 +40,14 @@ def bootstrapped_cross_entropy(logits: Tensor, labels: Tensor, num_objects: Tens
 
 
 def _without_absent_classes(logits: Tensor, num_objects: Tensor) -> Tensor:
-    """`logits` with the channels of unused slots at minus infinity: softmax then equals one over the used channels alone."""
+    """`logits` with unused slots at minus infinity: softmax then equals one over the used channels alone."""
     slots = torch.arange(logits.shape[1], device=logits.device)
     absent = slots > num_objects.clamp(min=1)[:, None]  # (B, 1 + K)
     return logits.masked_fill(absent[:, :, None, None], float("-inf"))
 
 
 def hardest_share(step: int, *, top_p: float, start_step: int, end_step: int) -> float:
-    """Share of the pixels that the cross-entropy keeps at `step`: 1 before start_step, top_p after end_step, linear between."""
+    """Share of the pixels the cross-entropy keeps: 1 before start_step, top_p after end_step, linear between."""
     if step < start_step:
         return 1.0
     if step > end_step:
@@ -60,8 +60,8 @@ def hardest_share(step: int, *, top_p: float, start_step: int, end_step: int) ->
 def frame_weights(num_frames: int, weighting: FrameWeighting) -> tuple[float, ...]:
     """Weights of frames 1 .. num_frames - 1 (frame 0 is given, never judged).
 
-    "published": 2 ** -(num_frames - i) for frame i. The released code halves the running total inside its loop over frames;
-    whether that was meant is unknown, but the published numbers come from it. "uniform": 1 each, as STCN.
+    "published": 2 ** -(num_frames - i) for frame i. The released code halves the running total inside its loop over
+    frames; whether that was meant is unknown, but the published numbers come from it. "uniform": 1 each, as STCN.
     """
     if weighting == "uniform":
         return (1.0,) * (num_frames - 1)
@@ -69,10 +69,10 @@ def frame_weights(num_frames: int, weighting: FrameWeighting) -> tuple[float, ..
 
 
 def channel_divergence(student: Tensor, teacher: Tensor, temperature: float, *, dim: int) -> Tensor:
-    """KL(teacher || student) over the channels in `dim`, as the mean over all elements, one number per row of dimension 0.
+    """KL(teacher || student) over the channels in `dim`, as the mean over all elements of each row of dimension 0.
 
-    student, teacher: equal shapes (N, ...); returns (N,) float32 >= 0, multiplied by temperature squared. The mean runs over
-    the channels too (the library's reduction "mean", not "batchmean"), as published. Gradients flow into both.
+    student, teacher: equal shapes (N, ...); returns (N,) float32 >= 0, multiplied by temperature squared. The mean runs
+    over the channels too (the library's reduction "mean", not "batchmean"), as published. Gradients flow into both.
     """
     student_log = F.log_softmax(student.float() / temperature, dim=dim)
     teacher_log = F.log_softmax(teacher.float() / temperature, dim=dim)

@@ -30,7 +30,7 @@ class RdeOptions:
     """Weights and switches of the objective; the defaults are the published ones."""
 
     name: Literal["rde"] = "rde"
-    # Weights of the three divergences: value of frame 0, decoder input of frames 2 and 4 (klloss, decoder_f2, decoder_f4).
+    # Weights of the divergences: value of frame 0, decoder input of frames 2 and 4 (klloss, decoder_f2, decoder_f4).
     value_weight: float = 10.0
     frame_2_weight: float = 10.0
     frame_4_weight: float = 10.0
@@ -65,7 +65,7 @@ class Segmentation(NamedTuple):
 
 
 class Unrolled(NamedTuple):
-    """One pass over a clip: `judged` holds frames 1..4 as the loss sees them, the rest are decoder inputs of the full memory."""
+    """A clip, segmented: `judged` holds frames 1..4 as the losses see them, the rest is what the full memory reads."""
 
     judged: tuple[Segmentation, ...]
     full_input_2: Tensor
@@ -104,7 +104,7 @@ class RdeObjective(nn.Module):
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Loss of a batch and its parts.
 
-        images (B, 5, 3, H, W) normalised float, H and W multiples of 16; masks (B, 5, H, W) uint8 slots with 255 = void;
+        images (B, 5, 3, H, W) normalised float, H and W multiples of 16; masks (B, 5, H, W) uint8 slots, 255 = void;
         num_objects (B,) int64; first_masks (B, K, H, W) float, frame 0 with damage; top_p in (0, 1].
         Returns the loss, a float32 scalar (the mean over clips), and detached scalars for the log (see `summarise`).
         Raises ValueError for another clip length.
@@ -188,7 +188,7 @@ class RdeObjective(nn.Module):
         ]
 
     def _divergences(self, clip: Unrolled, value: Tensor, clean_value: Tensor, in_use: Tensor) -> list[Tensor]:
-        """The three divergences: value of frame 0 (damaged | clean), decoder inputs of frames 2 and 4 (compressed | full)."""
+        """Of the value of frame 0 (damaged | clean) and the decoder inputs of frames 2 and 4 (compressed | full)."""
         pairs = (
             (value, clean_value),
             (clip.judged[1].decoder_input, clip.full_input_2),
@@ -205,7 +205,7 @@ class RdeObjective(nn.Module):
 
     @staticmethod
     def summarise(means: dict[str, float]) -> dict[str, float]:
-        """Means of `forward`'s scalars over steps and ranks -> what is reported: overlaps become IoU, None of them kept."""
+        """Means of `forward`'s scalars over steps and ranks -> what is reported: pixel counts become IoU."""
         kept = {name: value for name, value in means.items() if not name.startswith(("intersection_", "union_"))}
         for name, union in means.items():
             slot = name.removeprefix("union_")
@@ -215,7 +215,7 @@ class RdeObjective(nn.Module):
 
 
 def slots_in_use(num_objects: Tensor, num_slots: int) -> Tensor:
-    """(B, num_slots) float, 1 for slots with an object. The first slot is always in use, if with an empty mask (published)."""
+    """(B, num_slots) float, 1 for slots with an object. The first slot is always in use, empty or not (published)."""
     slots = torch.arange(1, num_slots + 1, device=num_objects.device)
     return (slots <= num_objects.clamp(min=1)[:, None]).float()
 
@@ -229,7 +229,7 @@ def slot_masks(labels: Tensor, num_slots: int) -> Tensor:
 def overlaps(probabilities: list[Tensor], masks: Tensor) -> dict[str, Tensor]:
     """Pixel counts of intersection and union per slot over all judged frames, at probability 0.5, void left out.
 
-    probabilities: one (B, K, H, W) per frame; masks (B, frames, H, W). Counts, not ratios: they may be averaged over steps.
+    probabilities: one (B, K, H, W) per frame; masks (B, frames, H, W). Counts, so that they may be averaged over steps.
     """
     counts = {}
     found = torch.stack([frame.detach() > 0.5 for frame in probabilities], dim=1)  # (B, frames, K, H, W)

@@ -1,0 +1,148 @@
+"""Configs say what is wrong, where, and what to do; right ones survive the way through YAML and checkpoints."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from pipelines.recipes import RdeVideo
+from trainers.config import Config, ConfigError, as_plain, load_config, make_config
+from trainers.config_reading import apply_overrides
+
+CONFIGS = Path(__file__).resolve().parents[2] / "trainers" / "configs"
+
+MINIMAL = """
+stages:
+  - name: video
+    steps: 1_000
+    batch_size: 4
+    data: [{path: data/davis2017}]
+    learning_rate: [[0.0, 1e-5], [0.5, 1.0e-6]]
+"""
+
+
+def write(folder: Path, text: str = MINIMAL) -> Path:
+    path = folder / "mine.yaml"
+    path.write_text(text)
+    return path
+
+
+def test_a_minimal_file_gets_the_published_values(tmp_path: Path) -> None:
+    config = load_config(write(tmp_path))
+    stage = config.stages[0]
+    assert (config.name, config.folder, config.seed) == ("mine", Path("runs/mine"), 14159265)
+    assert (stage.steps, stage.weight_decay, stage.objective.top_p) == (1000, 1e-7, 0.15)
+    assert stage.clip_recipe() == RdeVideo()
+    assert stage.data[0].path == Path("data/davis2017")
+
+
+def test_a_number_like_1e_5_is_a_number(tmp_path: Path) -> None:
+    table = load_config(write(tmp_path)).stages[0].learning_rate
+    assert table.rows == ((0.0, 1e-5), (0.5, 1e-6))
+    assert table.at(499, 1000) == 1e-5
+    assert table.at(500, 1000) == 1e-6
+
+
+def test_overrides_reach_into_lists_and_make_missing_mappings(tmp_path: Path) -> None:
+    words = ["stages.0.steps=10", "stages.0.objective.top_p=0.5", "model.width=0.25", "output=here/run", "threads=null"]
+    config = load_config(write(tmp_path), words)
+    assert (config.stages[0].steps, config.stages[0].objective.top_p, config.model.width) == (10, 0.5, 0.25)
+    assert config.folder == Path("here/run")
+    config = load_config(write(tmp_path), ["stages.0.data=[{path: a, repeat: 5}, {path: b, gap_step: 5}]"])
+    assert [(str(entry.path), entry.repeat, entry.gap_step) for entry in config.stages[0].data] == [
+        ("a", 5, 1),
+        ("b", 1, 5),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["stages.0.stepz=10"], r"command line: stages.0.stepz: unknown key; did you mean 'steps'\?"),
+        (["modle.width=1"], r"command line's changes: modle: unknown key; did you mean 'model'\?"),
+        (["stages.0.objective.topp=1"], r"stages.0.objective.topp: unknown key; did you mean 'top_p'\?"),
+        (["stages.0.data.0.splitt=val"], r"stages.0.data.0.splitt: unknown key; did you mean 'split'\?"),
+        (["zzz=1"], "zzz: unknown key; known here: .*seed"),
+        (["stages.0.steps=ten"], "command line: stages.0.steps: 'ten' does not fit; .*integer"),
+        (["stages.0.steps=0"], "stages.0.steps: 0 does not fit; .*greater than 0"),
+        (["stages.0.steps=yes"], "stages.0.steps: should be a number, not yes or no"),
+        (["stages.0.precision=fp8"], "stages.0.precision: 'fp8' does not fit; .*'fp32', 'bf16' or 'fp16'"),
+        (["stages.0.objective.top_p=2"], r"stages.0.objective: top_p must lie in \(0, 1\]"),
+        (["stages.0.learning_rate=1e-4"], r"stages.0.learning_rate: should be a table of rows"),
+        (["stages.0.learning_rate=[[0.5, 1e-4]]"], r"stages.0.learning_rate: a table starts with a row at progress 0"),
+        (["stages.0.data=[]"], "stages.0: data names no shard set"),
+        (["stages.0.recipe={name: rde_vidoe}"], "stages.0: no recipe 'rde_vidoe', did you mean 'rde_video'"),
+        (["stages.0.recipe={name: rde_video, max_gapp: 3}"], "did you mean 'max_gap'"),
+        (["stages.0.recipe={size: 64}"], "recipe has no name; there are: rde_video"),
+        (["model.name=rdee"], r"model: unknown model 'rdee'; did you mean 'rde'\?"),
+        (["stages=[]"], "stages is empty"),
+        (
+            ["stages.3.steps=1"],
+            "command line: stages.3.steps: '3' is no position in a list of 1; use a position from 0",
+        ),
+        (["stages.0.steps.x=1"], "'steps' is the value 1000, with nothing below it"),
+        (["steps"], "'steps' is not key=value; write for example stages.0.steps=10"),
+        (["seed=[1"], "seed: .* is not valid YAML"),
+    ],
+)
+def test_a_wrong_word_is_named_with_its_place_and_remedy(tmp_path: Path, words: list[str], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        load_config(write(tmp_path), words)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (MINIMAL.replace("steps", "step"), r"mine.yaml: stages.0.step: unknown key; did you mean 'steps'\?"),
+        (MINIMAL.replace("    steps: 1_000\n", ""), "mine.yaml: stages.0.steps: missing; give it a value"),
+        (MINIMAL + "seed: 1\nseed: 2\n", "mine.yaml: is not valid YAML: .*'seed' is given twice.*line"),
+        ("- 1\n", "mine.yaml: holds list, not a mapping"),
+        ("a: [", "mine.yaml: is not valid YAML"),
+        (MINIMAL + MINIMAL.replace("stages:\n", ""), "equal names: video, video"),
+    ],
+)
+def test_a_wrong_file_is_named(tmp_path: Path, text: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        load_config(write(tmp_path, text))
+
+
+def test_a_file_that_is_not_there_is_a_config_error_with_status_2(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"none.yaml: cannot be read") as caught:
+        load_config(tmp_path / "none.yaml")
+    assert caught.value.exit_status == 2
+
+
+def test_a_config_survives_json_and_yaml(tmp_path: Path) -> None:
+    config = load_config(write(tmp_path), ["stages.0.recipe={name: rde_video, size: 64, max_gap: [[0, 2], [0.5, 1]]}"])
+    for plain in (json.loads(json.dumps(as_plain(config))), yaml.safe_load(yaml.safe_dump(as_plain(config)))):
+        assert make_config(plain, source="checkpoint") == config
+
+
+def test_overrides_say_which_keys_they_set() -> None:
+    values: dict[str, Any] = {"a": [{"b": 1}]}
+    assert apply_overrides(values, ["a.0.b=2", "c.d=x"]) == {"a.0.b", "c.d"}
+    assert values == {"a": [{"b": 2}], "c": {"d": "x"}}
+
+
+def test_the_stage_3_recipe_holds_the_published_numbers() -> None:
+    config = load_config(CONFIGS / "rde_stage3.yaml")
+    (stage,) = config.stages
+    assert (stage.steps, stage.batch_size, stage.weight_decay) == (150_000, 8, 1e-7)
+    assert stage.learning_rate.switches(stage.steps) == ((0, 2e-5), (125_000, 2e-6))
+    objective = stage.objective
+    assert (objective.top_p, objective.top_p_start_step, objective.top_p_end_step) == (0.15, 20_000, 70_000)
+    assert (objective.value_weight, objective.frame_2_weight, objective.frame_4_weight) == (10, 10, 10)
+    recipe = stage.clip_recipe()
+    assert recipe == RdeVideo()
+    gaps = RdeVideo().max_gap.switches(150_000)
+    assert gaps == ((0, 5), (15_000, 10), (30_000, 15), (45_000, 20), (60_000, 25), (135_000, 5))
+    assert [(entry.repeat, entry.gap_step) for entry in stage.data] == [(5, 1), (1, 5)]
+
+
+@pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.yaml")), ids=lambda path: path.name)
+def test_every_config_of_ours_loads(path: Path) -> None:
+    assert isinstance(load_config(path), Config)

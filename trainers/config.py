@@ -1,0 +1,228 @@
+"""What a training run is, as typed values: stages as rows, strict keys, checked before anything starts.
+
+Relative paths are relative to the current directory. Defaults are the published values where a paper has one.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import types
+import typing
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BeforeValidator, ConfigDict, Field, PlainSerializer, TypeAdapter, ValidationError
+from pydantic.dataclasses import dataclass
+from pydantic_core import ErrorDetails
+
+from models import MODELS
+from pipelines.curriculum import Table
+from pipelines.recipes import RECIPES, Recipe, make_recipe
+from trainers.config_reading import COMMAND_LINE, ConfigError, apply_overrides, nearest_name, read_yaml
+from trainers.objectives.rde import RdeOptions
+
+__all__ = ["Config", "ConfigError", "DataEntry", "ModelConfig", "Stage", "as_plain", "load_config", "make_config"]
+
+Precision = Literal["fp32", "bf16", "fp16"]
+
+
+def _number(value: object) -> object:
+    if isinstance(value, bool):  # YAML reads yes, no, on and off as these
+        raise ValueError("should be a number, not yes or no")
+    return value
+
+
+def _table(value: object) -> Table:
+    if isinstance(value, Table):
+        return value
+    if not isinstance(value, list | tuple):
+        raise ValueError("should be a table of rows [progress, value], for example [[0.0, 2.0e-5]]")
+    return Table(tuple(value))
+
+
+def _plain_table(table: Table) -> list[list[float]]:
+    return [list(row) for row in table.rows]
+
+
+Count = Annotated[int, BeforeValidator(_number), Field(gt=0)]
+NotNegative = Annotated[float, BeforeValidator(_number), Field(ge=0)]
+Rows = Annotated[Table, BeforeValidator(_table), PlainSerializer(_plain_table)]
+
+_STRICT = ConfigDict(extra="forbid", arbitrary_types_allowed=True)
+
+
+@dataclass(frozen=True, config=_STRICT)
+class DataEntry:
+    """One shard set in a stage's mix."""
+
+    # Folder with manifest.json, as tools/shard.py wrote it.
+    path: Path
+    split: str = "train"
+    # How often each of its videos comes per pass over the mix.
+    repeat: Count = 1
+    # Frames between annotated frames, by which a max gap is divided (YouTube-VOS: 5).
+    gap_step: Count = 1
+
+
+@dataclass(frozen=True, config=_STRICT)
+class ModelConfig:
+    """Which network, and what its trunks start from."""
+
+    name: str = "rde"
+    # Scales every channel count; 1 is the paper's.
+    width: Annotated[float, BeforeValidator(_number), Field(gt=0)] = 1.0
+    # Local files of ImageNet weights (torchvision's ResNet-50 and ResNet-18, V1); random where not given.
+    key_weights: Path | None = None
+    value_weights: Path | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse an unknown name."""
+        if self.name not in MODELS:
+            raise ValueError(f"unknown model {self.name!r}; {nearest_name(self.name, list(MODELS))}")
+
+
+@dataclass(frozen=True, config=_STRICT)
+class Stage:
+    """One row of a recipe: what to train on, for how long, with which loss."""
+
+    name: str
+    steps: Count
+    # Clips per step over all ranks together.
+    batch_size: Count
+    data: tuple[DataEntry, ...]
+    # Rows [progress, value]: the value holds from that share of the stage's steps on.
+    learning_rate: Rows
+    # Name of a recipe of pipelines/recipes.py and its options; what is not given has the published value.
+    recipe: Mapping[str, Any] = dataclasses.field(default_factory=lambda: {"name": "rde_video"})
+    objective: RdeOptions = dataclasses.field(default_factory=RdeOptions)
+    # Coupled (L2), as Adam has it.
+    weight_decay: NotNegative = 1e-7
+    # Mixed precision where the device has it; fp16 exists on GPUs only.
+    precision: Precision = "fp32"
+
+    def __post_init__(self) -> None:
+        """Refuse an empty mix and a recipe that cannot be made."""
+        if not self.data:
+            raise ValueError("data names no shard set; give a list with at least one path")
+        self.clip_recipe()
+
+    def clip_recipe(self) -> Recipe:
+        """The recipe as an object that makes plans. Raises ValueError for options it does not take."""
+        options = dict(self.recipe)
+        name = options.pop("name", None)
+        if name is None:
+            raise ValueError(f"recipe has no name; there are: {', '.join(RECIPES)}")
+        try:
+            return make_recipe(name, options)
+        except TypeError as error:
+            raise ValueError(f"recipe {name}: {error}; see its fields in pipelines/recipes") from error
+
+
+@dataclass(frozen=True, config=_STRICT)
+class Config:
+    """One run: a model and the stages it goes through, in order."""
+
+    stages: tuple[Stage, ...]
+    # Also the name of the run's folder. By default the config file's name.
+    name: str = ""
+    model: ModelConfig = dataclasses.field(default_factory=ModelConfig)
+    # Weights to start from: one of our checkpoints or a file of the authors. Only weights are taken from it.
+    start_from: Path | None = None
+    # Names every clip's numbers and a random start; the published runs use this one.
+    seed: Annotated[int, BeforeValidator(_number), Field(ge=0)] = 14159265
+    # Where the run writes; by default runs/<name>.
+    output: Path | None = None
+    # auto: the GPU of this rank where there is one, else the CPU.
+    device: str = "auto"
+    # What makes pixels. auto: dali on a GPU, cpu on a CPU.
+    executor: Literal["auto", "cpu", "dali", "paper"] = "auto"
+    # CPU threads of each rank; by default its share of the cores.
+    threads: Count | None = None
+    # Batches that are read and decoded ahead of the one in training.
+    look_ahead: Count = 4
+    report_every: Count = 100
+    checkpoint_every: Count = 10_000
+    # Checkpoints kept; the oldest go first, ends of stages too.
+    keep: Count = 3
+    tensorboard: bool = True
+    # Layout and compilation of the model; they change speed, and results by rounding only.
+    channels_last: bool = False
+    compile: bool = False
+
+    def __post_init__(self) -> None:
+        """Refuse a run without stages and stages of one name."""
+        names = [stage.name for stage in self.stages]
+        if not names:
+            raise ValueError("stages is empty; give at least one")
+        if len(set(names)) != len(names):
+            raise ValueError(f"stages have equal names: {', '.join(names)}; reports tell them apart by name")
+
+    @property
+    def folder(self) -> Path:
+        """Where the run writes."""
+        return self.output or Path("runs") / self.name
+
+
+_ADAPTER: TypeAdapter[Config] = TypeAdapter(Config)
+
+
+def load_config(path: Path, overrides: Iterable[str] = ()) -> Config:
+    """The config in the YAML file at `path` with `key=value` words applied on top, in order. Raises ConfigError."""
+    values = read_yaml(path)
+    keys = apply_overrides(values, overrides)
+    values.setdefault("name", path.stem)
+    return make_config(values, source=path, overridden=keys)
+
+
+def make_config(values: Mapping[str, Any], *, source: str | Path, overridden: frozenset[str] = frozenset()) -> Config:
+    """Plain nested values, as YAML or a checkpoint holds them, as a Config. Raises ConfigError naming the first fault.
+
+    source: where the values come from, for messages; dotted keys in `overridden` came from the command line.
+    """
+    try:
+        return _ADAPTER.validate_python(dict(values))
+    except ValidationError as error:
+        raise _explain(error.errors(include_url=False), source, overridden) from error
+
+
+def as_plain(config: Config) -> dict[str, Any]:
+    """`config` as dicts, lists, strings and numbers, for YAML, JSON and checkpoints; `make_config` reads it back."""
+    plain: dict[str, Any] = _ADAPTER.dump_python(config, mode="json")
+    return plain
+
+
+def _explain(errors: list[ErrorDetails], source: str | Path, overridden: frozenset[str]) -> ConfigError:
+    # A misspelt key shows up as unknown and as missing; the unknown one has the better remedy.
+    unknown = [error for error in errors if error["type"] == "unexpected_keyword_argument"]
+    error = (unknown or errors)[0]
+    key = ".".join(str(part) for part in error["loc"])
+    place = _origin(key, source, overridden)
+    if error["type"] == "unexpected_keyword_argument":
+        remedy = nearest_name(str(error["loc"][-1]), _names_at(error["loc"][:-1]))
+        return ConfigError(place, "unknown key", key=key, remedy=remedy)
+    if error["type"] == "missing":
+        return ConfigError(place, "missing", key=key, remedy="give it a value")
+    if error["type"] == "value_error":
+        problem, _, remedy = str(error["ctx"]["error"]).rpartition("; ")
+        return ConfigError(place, problem or remedy, key=key, remedy=remedy if problem else "correct the value")
+    problem = f"{error['input']!r} does not fit"
+    return ConfigError(place, problem, key=key, remedy=error["msg"][0].lower() + error["msg"][1:])
+
+
+def _origin(key: str, source: str | Path, overridden: frozenset[str]) -> str | Path:
+    if any(f"{key}.".startswith(f"{word}.") for word in overridden):
+        return COMMAND_LINE
+    if any(word.startswith(f"{key}.") for word in overridden):
+        return f"{source} with the command line's changes"
+    return source
+
+
+def _names_at(location: tuple[int | str, ...]) -> list[str]:
+    """Names of the fields of the config class at a place such as ("stages", 0)."""
+    place: Any = Config
+    for part in location:
+        place = typing.get_type_hints(place)[part] if isinstance(part, str) else typing.get_args(place)[0]
+        if isinstance(place, types.UnionType):
+            place = next(option for option in typing.get_args(place) if option is not types.NoneType)
+    return [field.name for field in dataclasses.fields(place)]

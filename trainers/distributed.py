@@ -1,0 +1,120 @@
+"""One process or many: who we are, what all ranks agree on, and how many threads each may use."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+
+@dataclass(frozen=True, slots=True)
+class Ranks:
+    """This process among all (rank of world_size) and among those of its machine (local_rank of local_world_size)."""
+
+    rank: int = 0
+    world_size: int = 1
+    local_rank: int = 0
+    local_world_size: int = 1
+
+    @property
+    def is_first(self) -> bool:
+        """True in the one process that speaks and writes files."""
+        return self.rank == 0
+
+
+def read_ranks(environment: Mapping[str, str]) -> Ranks:
+    """What torchrun says in `environment`; one process where it says nothing."""
+    names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
+    missing = [name for name in names if name not in environment]
+    if len(missing) == len(names):
+        return Ranks()
+    if missing:
+        raise ValueError(f"{', '.join(missing)} not set though other variables of torchrun are; start with torchrun")
+    return Ranks(*(int(environment[name]) for name in names))
+
+
+def choose_device(name: str, ranks: Ranks) -> torch.device:
+    """`name` ("auto", "cpu", "cuda", "cuda:1", ...) as the device of this rank. Raises ValueError if it is not there.
+
+    "auto" is the GPU of this rank's number where there is a GPU, else the CPU; "cuda" with several ranks likewise.
+    """
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    device = torch.device(name)
+    if device.type == "cuda":
+        if not torch.cuda.is_available():
+            raise ValueError(f"device={name} but torch sees no GPU; use device=cpu or device=auto")
+        index = ranks.local_rank if device.index is None else device.index
+        if index >= torch.cuda.device_count():
+            raise ValueError(f"device={name}: {torch.cuda.device_count()} GPUs here, none has number {index}")
+        return torch.device("cuda", index)
+    return device
+
+
+@contextmanager
+def process_group(ranks: Ranks, device: torch.device) -> Iterator[None]:
+    """Join the other ranks for the length of the block: nccl on GPUs, gloo on CPUs, nothing for a single process."""
+    if ranks.world_size == 1:
+        yield
+        return
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+        dist.init_process_group("nccl", device_id=device)
+    else:
+        dist.init_process_group("gloo")
+    try:
+        yield
+    finally:
+        dist.destroy_process_group()
+
+
+def wrap(objective: nn.Module, ranks: Ranks, device: torch.device) -> nn.Module:
+    """`objective` with gradients averaged over ranks. Each rank holds an equal share, so that is the global mean."""
+    if ranks.world_size == 1:
+        return objective
+    device_ids = [device.index] if device.type == "cuda" else None
+    # Buffers are frozen batch norm statistics: equal everywhere from the start.
+    return DistributedDataParallel(
+        objective, device_ids=device_ids, broadcast_buffers=False, gradient_as_bucket_view=True
+    )
+
+
+def sum_over_ranks(values: Tensor, ranks: Ranks) -> Tensor:
+    """Sum of `values` over all ranks, the same on each; `values` itself for a single process."""
+    if ranks.world_size > 1:
+        dist.all_reduce(values)
+    return values
+
+
+def gather_objects(value: object, ranks: Ranks) -> list[object]:
+    """`value` of every rank, in order of rank. For rare moments: it pickles."""
+    if ranks.world_size == 1:
+        return [value]
+    values: list[object] = [None] * ranks.world_size
+    dist.all_gather_object(values, value)
+    return values
+
+
+@dataclass(frozen=True, slots=True)
+class Threads:
+    """CPU threads of one rank: `compute` for torch, `loading` for reading and decoding ahead."""
+
+    compute: int
+    loading: int
+
+
+def share_threads(asked: int | None, ranks: Ranks, device: torch.device) -> Threads:
+    """Divide the cores this process may use among the ranks of the machine, or `asked` threads for this rank.
+
+    On a GPU all of a rank's cores load; on the CPU the model needs them too, and loading gets one in four.
+    """
+    cores = asked or max(1, len(os.sched_getaffinity(0)) // ranks.local_world_size)
+    if device.type == "cuda":
+        return Threads(compute=max(1, cores // 4), loading=cores)
+    return Threads(compute=cores, loading=max(1, cores // 4))
