@@ -145,7 +145,7 @@ def count_objects(first: LabelMap, video: str) -> int:
         )
     if len(ids) < ids[-1]:
         logger.warning(
-            "%s: ids %s of the first frame have holes; as in the official code all %d count as objects",
+            "%s: the first frame has ids %s; as in the official code all of 1 to %d count as objects",
             video,
             ids,
             ids[-1],
