@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from shards.masks import MaskCodec
 from shards.reader import EncodedFrame
 
 VOID = 255
@@ -82,7 +83,7 @@ class EncodedClip:
 
     plan: ClipPlan
     frames: tuple[EncodedFrame, ...]
-    mask_codec: str
+    mask_codec: MaskCodec
 
 
 @dataclass(frozen=True, slots=True)

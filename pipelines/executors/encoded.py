@@ -1,0 +1,86 @@
+"""Encoded frames on their way into an executor: checked, opened, and named in every complaint."""
+
+from __future__ import annotations
+
+import numpy as np
+import simplejpeg
+from numpy.typing import NDArray
+
+from pipelines.types import ClipPlan, EncodedClip
+from shards.errors import DataError
+from shards.masks import decode_label_map
+
+IMAGE_START = b"\xff\xd8"
+IMAGE_END = b"\xff\xd9"
+
+
+def decode_jpeg(clip: EncodedClip, index: int, buffer: NDArray[np.uint8] | None = None) -> NDArray[np.uint8]:
+    """Frame `index` of the clip as (H, W, 3) uint8 RGB, pixels as stored (an EXIF orientation is not applied).
+
+    buffer: flat memory to decode into, at least H * W * 3 bytes; the result is a view of it. Anything libjpeg merely
+    warns of (data that ends early, garbage between blocks) is an error here. Raises DataError.
+    """
+    data = whole_jpeg(clip, index)
+    try:
+        if buffer is None:
+            pixels: NDArray[np.uint8] = simplejpeg.decode_jpeg(data)
+        else:
+            height, width = jpeg_size(clip, index)
+            pixels = simplejpeg.decode_jpeg(data, buffer=buffer[: height * width * 3])
+    except ValueError as error:
+        raise bad_image(clip.plan, index, str(error)) from error
+    return pixels
+
+
+def whole_jpeg(clip: EncodedClip, index: int) -> bytes:
+    """Bytes of a frame's JPEG, with the end marker that a few writers forget. Raises DataError unless it is a JPEG."""
+    data = clip.frames[index].image
+    if not data.startswith(IMAGE_START):
+        raise bad_image(clip.plan, index, f"{len(data)} bytes that begin with {data[:4].hex() or 'nothing'}")
+    return data if data.endswith(IMAGE_END) else data + IMAGE_END
+
+
+def jpeg_size(clip: EncodedClip, index: int) -> tuple[int, int]:
+    """(height, width) from the JPEG's header. Raises DataError."""
+    try:
+        height, width, _, _ = simplejpeg.decode_jpeg_header(clip.frames[index].image)
+    except ValueError as error:
+        raise bad_image(clip.plan, index, str(error)) from error
+    return height, width
+
+
+def decode_labels(clip: EncodedClip, index: int) -> NDArray[np.uint8] | None:
+    """Label map of frame `index`, (H, W) uint8 of the image's size, or None without annotation. Raises DataError."""
+    data = clip.frames[index].mask
+    if data is None:
+        return None
+    try:
+        labels = decode_label_map(data, clip.mask_codec)
+    except ValueError as error:
+        expected = f"a label map in codec {clip.mask_codec}"
+        raise _bad_frame(clip.plan, index, expected=expected, found=str(error)) from error
+    size = jpeg_size(clip, index)
+    if labels.shape != size:
+        raise _bad_frame(clip.plan, index, expected=f"a label map of {size}", found=f"one of {labels.shape}")
+    return labels
+
+
+def fill_colour(plan: ClipPlan) -> tuple[int, int, int]:
+    """The plan's fill in whole levels: images are 8 bit when they are warped."""
+    red, green, blue = (int(level) for level in np.clip(np.rint(plan.fill), 0, 255))
+    return red, green, blue
+
+
+def frame_place(plan: ClipPlan, index: int) -> str:
+    """Where a frame of a plan comes from, as far as a plan knows, for messages."""
+    return f"clip {plan.number}, data set {plan.dataset}, video row {plan.video}, frame row {plan.frames[index]}"
+
+
+def bad_image(plan: ClipPlan, index: int, found: str) -> DataError:
+    """The DataError for a frame whose image does not decode."""
+    return _bad_frame(plan, index, expected="a JPEG that decodes completely", found=found)
+
+
+def _bad_frame(plan: ClipPlan, index: int, *, expected: str, found: str) -> DataError:
+    remedy = "run tools/check.py on the data set"
+    return DataError(frame_place(plan, index), expected=expected, found=found, remedy=remedy)

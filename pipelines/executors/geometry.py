@@ -1,0 +1,72 @@
+"""Matrices on a grid on which float32 arithmetic is exact, so that every executor looks at the same source pixel.
+
+Nearest sampling takes source pixel floor(M @ (column + 0.5, row + 0.5, 1)). Where that product lies next to a whole
+number, a rounding error in its last bit picks another pixel, and libraries, versions, processors and GPUs (fused
+multiply-add) all round differently: OpenCV and DALI disagreed on 0.13 % of the pixels of the same float32 matrix. On
+the grid every product and every partial sum, in whatever order, is a float32 number, so there is nothing to round.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+FLOAT32_BITS = 24
+SPARE_BITS = 1
+"""Kept free for the half step that `pixel_centred` adds."""
+
+
+class SnappedMatrices(NamedTuple):
+    """Matrices on the exact grid.
+
+    matrices (N, 2, 3) float32, output (x, y, 1) -> source, continuous coordinates. half_steps (N, 2): half the distance
+    between neighbouring values that each row of a matrix can produce.
+    """
+
+    matrices: NDArray[np.float32]
+    half_steps: NDArray[np.float64]
+
+
+def snap(matrices: NDArray[np.float32], size: tuple[int, int]) -> SnappedMatrices:
+    """The matrices (N, 2, 3) nearest to the given ones on the exact grid, keeping where the output's centre goes.
+
+    size: output (height, width). For a 480p source and 384 x 384 no output pixel moves by more than 0.05 px of the
+    source, 0.1 px for 1080p. Raises ValueError for entries that are not finite.
+    """
+    if not np.isfinite(matrices).all():
+        raise ValueError("a plan's matrices must be finite")
+    exact = matrices.astype(np.float64)
+    bits = _fraction_bits(exact, size)
+    # Output coordinates are multiples of 1/2, so the linear part needs steps twice as long as the products'.
+    linear = _round_to(exact[..., :2], bits[..., None] - 1)
+    moved = ((exact[..., :2] - linear) * np.array([size[1] / 2, size[0] / 2])).sum(axis=-1)
+    shift = _round_to(exact[..., 2] + moved, bits)
+    snapped = np.concatenate([linear, shift[..., None]], axis=-1).astype(np.float32)
+    return SnappedMatrices(snapped, np.exp2(-bits - 1))
+
+
+def pixel_centred(matrices: NDArray[np.float32]) -> NDArray[np.float64]:
+    """Snapped matrices (N, 2, 3) for libraries that put pixel centres on whole numbers (OpenCV); still exact.
+
+    Rounding to the nearest whole number then meets ties; add the half steps to the last column and it is the floor that
+    this project means.
+    """
+    shifted = matrices.astype(np.float64)
+    shifted[..., 2] += 0.5 * (shifted[..., 0] + shifted[..., 1]) - 0.5
+    return shifted
+
+
+def _fraction_bits(matrices: NDArray[np.float64], size: tuple[int, int]) -> NDArray[np.float64]:
+    """(N, 2): fraction bits that a float32 has left beside the largest partial sum that a row can meet."""
+    terms = matrices * np.array([size[1], size[0], 1.0])
+    largest = np.maximum(np.maximum(terms, 0).sum(axis=-1), np.maximum(-terms, 0).sum(axis=-1))
+    # Two more than the sum: what snapping may add, and the half pixel of `pixel_centred`.
+    return FLOAT32_BITS - SPARE_BITS - np.ceil(np.log2(largest + 2.0))
+
+
+def _round_to(values: NDArray[np.float64], bits: NDArray[np.float64]) -> NDArray[np.float64]:
+    scale = np.exp2(bits)
+    rounded: NDArray[np.float64] = np.rint(values * scale) / scale
+    return rounded
