@@ -27,6 +27,16 @@ def initialise_layers(module: nn.Module, generator: torch.Generator) -> None:
             nn.init.uniform_(bias, -bound, bound, generator=generator)
 
 
+def use_channels_last(module: nn.Module) -> None:
+    """Lay out every 2D convolution weight of `module` channels last, in place.
+
+    `module.to(memory_format=torch.channels_last)` stops at the five-dimensional weights of frame convolutions.
+    """
+    for parameter in module.parameters():
+        if parameter.dim() == 4:
+            parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
+
+
 def convolve_joined(convolution: nn.Conv2d, own: Tensor, shared: Tensor) -> Tensor:
     """`convolution` of [own, shared] joined over channels, with the part of `shared` computed once for all objects.
 

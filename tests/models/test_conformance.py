@@ -1,6 +1,6 @@
 """RDE against numbers measured on the authors' code: deterministic weights and input, eval mode, float32 on the CPU.
 
-Each row: shape, then mean, population standard deviation, first, middle (flat index n // 2) and last element.
+Each row: shape, then mean, sample standard deviation, first, middle (flat index n // 2) and last element.
 """
 
 from __future__ import annotations
@@ -16,6 +16,9 @@ from models.rde import KeyFeatures, Rde
 from tests.models.deterministic_fill import filled, uniform
 
 Row = tuple[tuple[int, ...], float, float, float, float, float]
+
+# The rows have seven digits; this code is within 5e-7 of them on the CPU it was written on.
+TOLERANCE = 1e-5
 
 TRAINING_ROWS: dict[str, Row] = {
     "k16": ((1, 64, 3, 6, 6), 2.534528e-02, 1.214838e-01, 1.552011e-01, -4.225300e-02, 7.991520e-02),
@@ -214,6 +217,6 @@ def test_a_memory_bank_reads_what_the_authors_bank_reads(
 def _assert_row(tensor: Tensor, row: Row) -> None:
     shape, *expected = row
     flat = tensor.flatten()
-    found = [flat.mean(), flat.std(correction=0), flat[0], flat[flat.numel() // 2], flat[-1]]
+    found = [flat.mean(), flat.std(), flat[0], flat[flat.numel() // 2], flat[-1]]
     assert tuple(tensor.shape) == shape
-    assert [value.item() for value in found] == pytest.approx(expected, rel=0, abs=1e-4)
+    assert [value.item() for value in found] == pytest.approx(expected, rel=0, abs=TOLERANCE)
