@@ -1,7 +1,7 @@
 """The index: Arrow tables of videos, frames and objects, derived by scanning the tars and from nothing else.
 
-One record batch per shard in each file, in the order of the manifest: the batch of a frame row is its shard, and writing
-never holds more than one shard's rows in memory.
+One record batch per shard in each file, in the order of the manifest: the batch of a frame row is its shard, and
+writing never holds more than one shard's rows in memory.
 """
 
 from __future__ import annotations

@@ -36,12 +36,14 @@ class ShardFacts:
 class Manifest:
     """Everything about a finished set that its bytes depend on; no times, no paths of the machine that built it.
 
-    splits: how many videos each split has. source: SHA-256 over the input's names and sizes and the arguments of the
-    build (`Plan.digest`). refused / warnings: lines of rejected.jsonl of either kind.
+    resolution: folder between JPEGImages and the videos, None for layouts without. splits: how many videos each split
+    has. source: SHA-256 over the input's names and sizes and the arguments of the build (`Plan.digest`).
+    refused / warnings: how many lines of rejected.jsonl are refusals, and how many are not.
     """
 
     name: str
     kind: str
+    resolution: str | None
     splits: dict[str, int]
     mask_codec: MaskCodec
     shard_size: int

@@ -13,7 +13,7 @@ import simplejpeg
 
 from shards.errors import DataError
 from shards.index import SCHEMAS, Batches, make_batch
-from shards.masks import MaskCodec, decode_label_map, find_objects
+from shards.masks import FrameObjects, MaskCodec, decode_label_map, find_objects
 from shards.naming import VIDEO_FACTS, frame_number, smallest_step
 from shards.tar import BLOCK, Member, members, padded
 from shards.video import VideoFacts, decode_video_facts
@@ -37,7 +37,7 @@ class _Video:
     name: str
     facts: VideoFacts
     first_frame: int
-    size: tuple[int, int]
+    shape: tuple[int, int]
     numbers: list[int] = field(default_factory=list)
     object_ids: set[int] = field(default_factory=set)
 
@@ -45,8 +45,7 @@ class _Video:
 class ShardRows:
     """Rows of one shard, collected frame by frame; first frames and object rows count from 0 within the shard."""
 
-    def __init__(self, codec: MaskCodec) -> None:
-        self._codec: MaskCodec = codec
+    def __init__(self) -> None:
         self._columns: dict[str, dict[str, list[Any]]] = {
             table: {name: [] for name in schema.names} for table, schema in SCHEMAS.items()
         }
@@ -54,22 +53,21 @@ class ShardRows:
         self.num_frames = 0
         self.num_videos = 0
 
-    def add(self, sample: Sample) -> None:
-        """Append one frame. Raises ValueError if it does not fit its video or its mask cannot be decoded."""
-        video = self._open_video(sample)
-        mask = sample.mask
-        self._append(
-            "frames",
-            offset=sample.image_offset,
-            image_bytes=len(sample.image),
-            mask_bytes=0 if mask is None else len(mask),
-            image_crc=zlib.crc32(sample.image),
-            mask_crc=0 if mask is None else zlib.crc32(mask),
-            name=video.facts.frame_name(sample.stem),
-        )
-        video.numbers.append(frame_number(video.facts.frame_name(sample.stem)) or 0)
-        if mask is not None:
-            self._add_objects(video, mask)
+    def add(self, sample: Sample, shape: tuple[int, int], objects: FrameObjects | None) -> None:
+        """Append one frame whose video's images are (height, width) `shape`; objects None where it has no mask.
+
+        Raises ValueError if a video begins without its facts.
+        """
+        video = self._video_of(sample, shape)
+        name = video.facts.frame_name(sample.stem)
+        mask = sample.mask or b""
+        row = (sample.image_offset, len(sample.image), len(mask), zlib.crc32(sample.image), zlib.crc32(mask), name)
+        self._append("frames", row)
+        video.numbers.append(frame_number(name) or 0)
+        if objects is not None:
+            video.object_ids.update(objects.ids.tolist())
+            for object_id, area, box in zip(*(column.tolist() for column in objects), strict=True):
+                self._append("objects", (self.num_frames, object_id, area, *box))
         self.num_frames += 1
 
     def batches(self) -> Batches:
@@ -77,51 +75,28 @@ class ShardRows:
         self._close_video()
         return {table: make_batch(table, columns) for table, columns in self._columns.items()}
 
-    def _open_video(self, sample: Sample) -> _Video:
+    def _video_of(self, sample: Sample, shape: tuple[int, int]) -> _Video:
         if sample.facts is not None:
             self._close_video()
-            size = image_size(sample.image)
-            self._video = _Video(sample.video, sample.facts, self.num_frames, size)
+            self._video = _Video(sample.video, sample.facts, self.num_frames, shape)
             self.num_videos += 1
         if self._video is None or self._video.name != sample.video:
-            raise ValueError(f"first frame of video {sample.video} has no {VIDEO_FACTS} before it")
+            raise ValueError(f"no {VIDEO_FACTS} before the first frame of video {sample.video}")
         return self._video
-
-    def _add_objects(self, video: _Video, mask: bytes) -> None:
-        labels = decode_label_map(mask, self._codec)
-        if labels.shape != video.size:
-            raise ValueError(f"mask is {labels.shape}, the images of its video are {video.size}")
-        found = find_objects(labels)
-        video.object_ids.update(found.ids.tolist())
-        columns = self._columns["objects"]
-        columns["frame"].extend([self.num_frames] * len(found.ids))
-        columns["object_id"].extend(found.ids.tolist())
-        columns["area"].extend(found.areas.tolist())
-        for position, side in enumerate(("y0", "x0", "y1", "x1")):
-            columns[side].extend(found.boxes[:, position].tolist())
 
     def _close_video(self) -> None:
         video, self._video = self._video, None
         if video is None:
             return
-        self._append(
-            "videos",
-            name=video.name,
-            original_name=video.facts.name,
-            shard=0,
-            first_frame=video.first_frame,
-            num_frames=self.num_frames - video.first_frame,
-            height=video.size[0],
-            width=video.size[1],
-            object_ids=sorted(video.object_ids),
-            splits=list(video.facts.splits),
-            palette=video.facts.palette,
-            frame_step=smallest_step(video.numbers),
-        )
+        facts = video.facts
+        num_frames = self.num_frames - video.first_frame
+        place = (video.name, facts.name, 0, video.first_frame, num_frames, *video.shape)
+        step = smallest_step(video.numbers)
+        self._append("videos", (*place, sorted(video.object_ids), facts.splits, facts.palette, step))
 
-    def _append(self, table: str, **row: Any) -> None:
-        for name, value in row.items():
-            self._columns[table][name].append(value)
+    def _append(self, table: str, row: tuple[Any, ...]) -> None:
+        for column, value in zip(self._columns[table].values(), row, strict=True):
+            column.append(value)
 
 
 def samples(file: BinaryIO, codec: MaskCodec) -> Iterator[Sample]:
@@ -147,20 +122,33 @@ def samples(file: BinaryIO, codec: MaskCodec) -> Iterator[Sample]:
         )
 
 
-def scan_shard(path: Path, codec: MaskCodec) -> tuple[ShardRows, Batches]:
-    """Rows of the index for one tar, in file order. Raises DataError where it is not a shard of ours."""
-    rows = ShardRows(codec)
+def scan_shard(path: Path, codec: MaskCodec) -> Batches:
+    """Rows of the index for one tar. Raises DataError where it is not a shard of ours."""
+    rows = ShardRows()
+    shape = (0, 0)
     place = ""
     try:
         with path.open("rb") as file:
             for sample in samples(file, codec):
-                place = f" after video {sample.video}, frame {sample.stem}"
-                rows.add(sample)
+                place = f", at video {sample.video}, frame {sample.stem}"
+                if sample.facts is not None:
+                    shape = image_size(sample.image)
+                rows.add(sample, shape, mask_objects(sample.mask, codec, shape))
     except ValueError as error:
         raise DataError(
             path, expected="a shard of frames", found=f"{error}{place}", remedy="build the set again"
         ) from error
-    return rows, rows.batches()
+    return rows.batches()
+
+
+def mask_objects(mask: bytes | None, codec: MaskCodec, shape: tuple[int, int]) -> FrameObjects | None:
+    """Objects of a mask member, None for no mask. Raises ValueError if it is damaged or not of this size."""
+    if mask is None:
+        return None
+    labels = decode_label_map(mask, codec)
+    if labels.shape != shape:
+        raise ValueError(f"mask is {labels.shape}, the images of its video are {shape}")
+    return find_objects(labels)
 
 
 def image_size(jpeg: bytes) -> tuple[int, int]:

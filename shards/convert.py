@@ -1,0 +1,218 @@
+"""One video of a source -> members of a shard: every file checked, every decision about odd input taken and listed."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from shards.findings import Finding, Findings, RefusedError
+from shards.images import SourceImage, read_image
+from shards.masks import FrameObjects, MaskCodec
+from shards.naming import escape_frame
+from shards.source_masks import SourceMask, read_mask
+from shards.sources.types import SourceFrame, SourceVideo
+from shards.video import VideoFacts
+
+# `map`, or a thread pool's: results in the order of the arguments.
+OrderedMap = Callable[[Callable[[Any], Any], Iterable[Any]], Iterator[Any]]
+_FILES = "restore the files from the original package, or leave the video out of the split"
+
+
+@dataclass(frozen=True, slots=True)
+class ReadyFrame:
+    """Members of one frame. stem: escaped. mask and objects None where it is not annotated."""
+
+    stem: str
+    image: bytes
+    mask: bytes | None
+    objects: FrameObjects | None
+
+
+@dataclass(frozen=True, slots=True)
+class ReadyVideo:
+    """A video with at least one frame, one mask and one object. shape: (height, width) of all its frames."""
+
+    facts: VideoFacts
+    shape: tuple[int, int]
+    frames: tuple[ReadyFrame, ...]
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of all images and masks."""
+        return sum(len(frame.image) + len(frame.mask or b"") for frame in self.frames)
+
+
+@dataclass(frozen=True, slots=True)
+class _ReadFrame:
+    """What came out of one frame's files; image None where it was refused. findings: with their places."""
+
+    source: SourceFrame
+    image: SourceImage | None
+    mask: SourceMask | None
+    findings: tuple[Finding, ...]
+
+    @property
+    def mask_label(self) -> str:
+        """Path of the mask file, "" where there is none."""
+        return self.source.mask.label if self.source.mask else ""
+
+
+def convert_video(
+    video: SourceVideo, kind: str, codec: MaskCodec, findings: Findings, map_frames: OrderedMap
+) -> ReadyVideo | None:
+    """Check and encode a video; None if nothing usable is left of it.
+
+    Whole encoded frames of this one video are held in memory. What is odd goes to `findings` in the order of frames.
+    """
+    findings.extend(video.findings)
+    refusal = _unusable(video)
+    if refusal is not None:
+        findings.add(refusal.at(video.label, video.name))
+        return None
+    read = map_frames(lambda frame: _read_frame(video, frame, codec), video.frames)
+    frames = list(_agreeing(video, read, findings))
+    refusal = _useless(frames)
+    if refusal is not None:
+        findings.add(refusal.at(video.label, video.name))
+        return None
+    findings.extend(_remarks(video, frames))
+    palette = _common_palette(video, frames, findings)
+    files = {
+        escape_frame(frame.source.stem): frame.source.image.name
+        for frame in frames
+        if frame.source.image.name != f"{escape_frame(frame.source.stem)}.jpg"
+    }
+    facts = VideoFacts(video.name, kind, video.splits, palette, files)
+    ready = tuple(_ready(frame) for frame in frames)
+    assert frames[0].image is not None
+    return ReadyVideo(facts, frames[0].image.shape, ready)
+
+
+def _read_frame(video: SourceVideo, frame: SourceFrame, codec: MaskCodec) -> _ReadFrame:
+    """Read, check and encode the files of one frame; all the heavy work of a build is in here."""
+    found: list[Finding] = []
+    image: SourceImage | None = None
+    mask: SourceMask | None = None
+    try:
+        image = read_image(frame.image.read())
+        found += [finding.at(frame.image.label, video.name, frame.stem) for finding in image.findings]
+    except RefusedError as refusal:
+        found.append(refusal.dropping("frame").at(frame.image.label, video.name, frame.stem))
+    if image is not None and frame.mask is not None:
+        try:
+            mask = read_mask(frame.mask.read(), codec)
+            found += [finding.at(frame.mask.label, video.name, frame.stem) for finding in mask.findings]
+        except RefusedError as refusal:
+            found.append(refusal.dropping("mask").at(frame.mask.label, video.name, frame.stem))
+    return _ReadFrame(frame, image, mask, tuple(found))
+
+
+def _agreeing(video: SourceVideo, read: Iterator[_ReadFrame], findings: Findings) -> Iterator[_ReadFrame]:
+    """Frames with an image of the video's size, their masks only if of that size too; the first image sets the size."""
+    shape: tuple[int, int] | None = None
+    for frame in read:
+        findings.extend(frame.findings)
+        if frame.image is None:
+            continue
+        shape = shape or frame.image.shape
+        if frame.image.shape != shape:
+            refusal = _size_refusal("image size changes", "size of the first image", shape, frame.image.shape)
+            findings.add(refusal.dropping("frame").at(frame.source.image.label, video.name, frame.source.stem))
+        elif frame.mask is not None and frame.mask.shape != shape:
+            refusal = _size_refusal("mask size differs", "size of the image", shape, frame.mask.shape)
+            findings.add(refusal.dropping("mask").at(frame.mask_label, video.name, frame.source.stem))
+            yield dataclasses.replace(frame, mask=None)
+        else:
+            yield frame
+
+
+def _size_refusal(reason: str, what: str, wanted: tuple[int, int], found: tuple[int, int]) -> RefusedError:
+    return RefusedError(
+        reason,
+        expected=f"{what}, {wanted[1]}x{wanted[0]}",
+        found=f"{found[1]}x{found[0]}",
+        remedy="restore the file; nothing is cropped or scaled here",
+    )
+
+
+def _unusable(video: SourceVideo) -> Finding | None:
+    """Refusal of a video that its file names alone decide."""
+    if not video.frames:
+        error = RefusedError("no frames", expected="numbered JPEGs", found="none", remedy=_FILES)
+    elif all(frame.mask is None for frame in video.frames):
+        error = RefusedError("no masks", expected="at least one mask", found="none for any frame", remedy=_FILES)
+    else:
+        return None
+    return error.dropping("video")
+
+
+def _useless(frames: list[_ReadFrame]) -> Finding | None:
+    """Refusal of a video of which too little came through."""
+    masks = [frame.mask for frame in frames if frame.mask is not None]
+    if not frames:
+        error = RefusedError("no sound frame", expected="at least one", found="every image refused", remedy=_FILES)
+    elif not masks:
+        error = RefusedError("no sound mask", expected="at least one", found="every mask refused", remedy=_FILES)
+    elif not any(len(mask.objects.ids) for mask in masks):
+        error = RefusedError("no object", expected="an object in some frame", found="only background", remedy=_FILES)
+    else:
+        return None
+    return error.dropping("video")
+
+
+def _remarks(video: SourceVideo, frames: list[_ReadFrame]) -> Iterator[Finding]:
+    """Warnings about what is sound but will surprise: missing and empty masks, very short videos."""
+    missing = [frame.stem for frame in video.frames if frame.mask is None]
+    first_only = len(missing) == len(video.frames) - 1 and video.frames[0].mask is not None
+    if missing and not first_only:
+        found = f"none for {len(missing)} of {len(video.frames)}: {' '.join(missing[:8])}{' ...' * (len(missing) > 8)}"
+        yield _kept("frames without mask", "a mask for each frame, or for the first alone", found).at(
+            video.masks_label, video.name
+        )
+    first = frames[0]
+    if first.mask is None:
+        yield _kept("first frame without mask", "a mask", "none: no semi-supervised evaluation").at(
+            first.source.image.label, video.name, first.source.stem
+        )
+    elif not len(first.mask.objects.ids):
+        yield _kept("first mask empty", "an object", "none: no semi-supervised evaluation").at(
+            first.source.image.label, video.name, first.source.stem
+        )
+    if len(frames) < 3:
+        found = f"{len(frames)}: too short to train on or to score"
+        yield _kept("short video", "3 frames or more", found).at(video.label, video.name)
+
+
+def _common_palette(video: SourceVideo, frames: list[_ReadFrame], findings: Findings) -> bytes | None:
+    """Palette of the video: that of its first indexed mask, or a longer one that agrees; others are listed."""
+    palette: bytes | None = None
+    for frame in frames:
+        mask = frame.mask
+        if mask is None or mask.palette is None:
+            continue
+        palette = palette or mask.palette
+        used = [0, *mask.objects.ids.tolist(), *([255] if mask.has_void else [])]
+        if any(_entry(palette, label) != _entry(mask.palette, label) for label in used if 3 * label < len(palette)):
+            remark = _kept("another palette", "the colours of the video's other masks", "others; indices were kept")
+            findings.add(remark.at(frame.mask_label, video.name, frame.source.stem))
+        elif len(mask.palette) > len(palette) and mask.palette.startswith(palette):
+            palette = mask.palette
+    return palette
+
+
+def _entry(palette: bytes, label: int) -> bytes:
+    return palette[3 * label : 3 * label + 3]
+
+
+def _ready(frame: _ReadFrame) -> ReadyFrame:
+    assert frame.image is not None
+    stem = escape_frame(frame.source.stem)
+    if frame.mask is None:
+        return ReadyFrame(stem, frame.image.data, None, None)
+    return ReadyFrame(stem, frame.image.data, frame.mask.data, frame.mask.objects)
+
+
+def _kept(reason: str, expected: str, found: str) -> Finding:
+    return Finding("warning", reason, expected, found, "see that this is meant", "kept")

@@ -1,0 +1,84 @@
+"""Everything odd in the input, one line each in rejected.jsonl: what was refused, what was mended, what to look at."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from shards.errors import DataError
+
+REJECTED = "rejected.jsonl"
+# refused: left out, stops a build with --on-bad stop. repaired: stored other than it came. warning: stored as it came.
+Severity = Literal["refused", "repaired", "warning"]
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One thing found in the input.
+
+    reason: a few fixed words to count by. path: relative to the source. video, frame: names in the source, "" where it
+    does not apply. what_was_done: frame dropped, video dropped, mask dropped, re-encoded, kept, ...
+    """
+
+    severity: Severity
+    reason: str
+    expected: str
+    found: str
+    remedy: str
+    what_was_done: str
+    path: str = ""
+    video: str = ""
+    frame: str = ""
+
+    def at(self, path: str, video: str, frame: str = "") -> Finding:
+        """The same finding with its place."""
+        return dataclasses.replace(self, path=path, video=video, frame=frame)
+
+    def error(self) -> DataError:
+        """The finding as an exception, for builds that stop at the first refused input."""
+        return DataError(self.path, expected=self.expected, found=self.found, remedy=self.remedy)
+
+    def encode(self) -> bytes:
+        """One line of JSON, keys sorted."""
+        return json.dumps(dataclasses.asdict(self), sort_keys=True, ensure_ascii=False).encode() + b"\n"
+
+
+class RefusedError(Exception):
+    """Raised where an input cannot be used; carries the finding, still without its place."""
+
+    def __init__(self, reason: str, *, expected: str, found: str, remedy: str) -> None:
+        super().__init__(reason)
+        self.finding = Finding("refused", reason, expected, found, remedy, "")
+
+    def dropping(self, what: Literal["frame", "mask", "video"]) -> Finding:
+        """The finding, saying what was left out because of it."""
+        return dataclasses.replace(self.finding, what_was_done=f"{what} dropped")
+
+
+class Findings:
+    """Findings of one job in order; with `stop`, adding a refusal raises it as DataError instead."""
+
+    def __init__(self, on_bad: Literal["stop", "skip"]) -> None:
+        self._stop = on_bad == "stop"
+        self.list: list[Finding] = []
+
+    def add(self, finding: Finding) -> None:
+        """Keep a finding. Raises DataError for a refusal under `stop`."""
+        if self._stop and finding.severity == "refused":
+            raise finding.error()
+        self.list.append(finding)
+
+    def extend(self, findings: Iterable[Finding]) -> None:
+        """`add` each."""
+        for finding in findings:
+            self.add(finding)
+
+
+def read_findings(root: Path) -> list[Finding]:
+    """Findings of a finished set, in the order of its shards."""
+    with (root / REJECTED).open("rb") as file:
+        return [Finding(**json.loads(line)) for line in file]

@@ -1,0 +1,162 @@
+"""Source images: decoded whole and strictly, bytes untouched unless there is a listed reason to change them."""
+
+from __future__ import annotations
+
+import io
+import struct
+from dataclasses import dataclass
+
+import numpy as np
+import simplejpeg
+from PIL import Image, ImageOps
+
+from shards.findings import Finding, RefusedError
+
+MIN_SIDE = 8
+# Of the few images that have to be encoded anew.
+QUALITY = 95
+
+_START, _END = b"\xff\xd8", b"\xff\xd9"
+_PROGRESSIVE = 0xC2
+_SCAN = 0xDA
+_ORIENTATION = 0x0112
+_MEND_FILE = "restore the file from the original package"
+
+
+@dataclass(frozen=True, slots=True)
+class SourceImage:
+    """One sound image. data: a JPEG for the shard. shape: (height, width) upright. findings: without place."""
+
+    data: bytes
+    shape: tuple[int, int]
+    findings: tuple[Finding, ...]
+
+
+def read_image(data: bytes) -> SourceImage:
+    """Check an image file by decoding all of it. Raises RefusedError if any pixel is missing or it is no image.
+
+    Encoded anew (quality 95, 4:4:4): what is no JPEG, CMYK, and images that EXIF says to turn. A missing end marker is
+    put back. Everything else keeps its bytes.
+    """
+    if not data:
+        raise RefusedError("empty file", expected="a JPEG", found="0 bytes", remedy=_MEND_FILE)
+    if not data.startswith(_START):
+        return _encoded_anew(data, "image is no JPEG", f"a file that begins with {data[:8]!r}")
+    segments = _segments(data)
+    if _orientation(data, segments) != 1:
+        return _encoded_anew(data, "EXIF orientation", f"orientation {_orientation(data, segments)}")
+    data, shape, colours, findings = _decoded_strictly(data)
+    if colours in ("CMYK", "YCCK"):
+        return _encoded_anew(data, "CMYK image", f"a {colours} JPEG")
+    if colours == "Gray":
+        findings.append(_kept("grey image", "three colour channels", "one"))
+    if _PROGRESSIVE in segments:
+        findings.append(_kept("progressive JPEG", "a baseline JPEG", "progressive: hardware decoders may refuse it"))
+    if not data.endswith(_END):
+        findings.append(_kept("trailing bytes", "the end of the file after the end marker", "more bytes"))
+    _require_size(shape)
+    return SourceImage(data, shape, tuple(findings))
+
+
+def encode_jpeg(pixels: np.ndarray) -> bytes:
+    """JPEG of pixels (H, W, 3) uint8 RGB at quality 95 without chroma subsampling."""
+    return simplejpeg.encode_jpeg(np.ascontiguousarray(pixels), QUALITY, "RGB", "444")
+
+
+def _decoded_strictly(data: bytes) -> tuple[bytes, tuple[int, int], str, list[Finding]]:
+    """(bytes to store, shape, colour space, findings) of a JPEG all of whose pixels can be decoded."""
+    try:
+        _decode(data)
+    except ValueError as error:
+        mended = data + _END
+        if _END in data[-2:] or not _decodes(mended):
+            raise RefusedError(
+                "damaged image", expected="a JPEG with every pixel", found=str(error), remedy=_MEND_FILE
+            ) from None
+        data = mended
+        finding = Finding(
+            "repaired",
+            "no end marker",
+            "a JPEG that ends with its end marker",
+            "all pixels, no end marker",
+            "nothing; the two bytes were appended",
+            "end marker appended",
+        )
+        findings = [finding]
+    else:
+        findings = []
+    height, width, colours, _ = simplejpeg.decode_jpeg_header(data)
+    return data, (height, width), colours, findings
+
+
+def _decode(data: bytes) -> None:
+    # Luma alone goes through the same entropy decoder for all channels, but saves the colour conversion.
+    _, _, colours, _ = simplejpeg.decode_jpeg_header(data)
+    simplejpeg.decode_jpeg(data, "CMYK" if colours in ("CMYK", "YCCK") else "GRAY", strict=True)
+
+
+def _decodes(data: bytes) -> bool:
+    try:
+        _decode(data)
+    except ValueError:
+        return False
+    return True
+
+
+def _encoded_anew(data: bytes, reason: str, found: str) -> SourceImage:
+    try:
+        with Image.open(io.BytesIO(data)) as image:
+            pixels = np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
+    except (OSError, SyntaxError, ValueError) as error:
+        raise RefusedError(
+            "no image", expected="a JPEG", found=f"{found} ({type(error).__name__})", remedy=_MEND_FILE
+        ) from None
+    shape = pixels.shape[0], pixels.shape[1]
+    _require_size(shape)
+    finding = Finding(
+        "repaired", reason, "an upright RGB JPEG", found, "nothing, unless other bytes matter to you", "re-encoded"
+    )
+    return SourceImage(encode_jpeg(pixels), shape, (finding,))
+
+
+def _segments(data: bytes) -> dict[int, bytes]:
+    """Segments of a JPEG up to the first scan: marker -> content of the first of its kind."""
+    segments: dict[int, bytes] = {}
+    position = 2
+    while position + 4 <= len(data) and data[position] == 0xFF:
+        marker = data[position + 1]
+        if marker == 0xFF:  # fill byte
+            position += 1
+            continue
+        (size,) = struct.unpack_from(">H", data, position + 2)
+        segments.setdefault(marker, data[position + 4 : position + 2 + size])
+        if marker == _SCAN:
+            break
+        position += 2 + size
+    return segments
+
+
+def _orientation(data: bytes, segments: dict[int, bytes]) -> int:
+    """EXIF orientation 1..8; 1 where there is none."""
+    if not segments.get(0xE1, b"").startswith(b"Exif\0"):
+        return 1
+    try:
+        with Image.open(io.BytesIO(data), formats=("JPEG",)) as image:
+            orientation = image.getexif().get(_ORIENTATION, 1)
+    except (OSError, SyntaxError, ValueError):
+        return 1  # unreadable EXIF turns nothing; whether the image itself is sound is found by decoding it
+    return orientation if orientation in range(1, 9) else 1
+
+
+def _require_size(shape: tuple[int, int]) -> None:
+    if min(shape) < MIN_SIDE:
+        raise RefusedError(
+            "tiny image",
+            expected=f"at least {MIN_SIDE} pixels a side",
+            found=f"{shape[1]}x{shape[0]}",
+            remedy="leave the video out of the split",
+        )
+
+
+def _kept(reason: str, expected: str, found: str) -> Finding:
+    return Finding("warning", reason, expected, found, "nothing, unless your decoder refuses it", "kept")

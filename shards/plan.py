@@ -1,0 +1,129 @@
+"""Which video goes into which shard, decided from names and sizes before any byte is written."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from shards.findings import Finding
+from shards.manifest import FORMAT_VERSION, encode_json
+from shards.masks import MaskCodec
+from shards.naming import escape_video
+from shards.sources import SOURCES
+from shards.sources.types import Source, SourceRequest, VideoSize
+
+_UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
+
+
+@dataclass(frozen=True, slots=True)
+class BuildRequest:
+    """Arguments of a build. out: the folder that gets a folder `name`. shard_size in bytes. jobs: CPU cores to use."""
+
+    kind: str
+    sources: tuple[Path, ...]
+    out: Path
+    name: str | None = None
+    splits: tuple[str, ...] | None = None
+    resolution: str = "480p"
+    mask_codec: MaskCodec = "lz4"
+    shard_size: int = 10**9
+    on_bad: Literal["stop", "skip"] = "stop"
+    jobs: int = 1
+
+    @property
+    def data_set(self) -> str:
+        """Name of the set: of its folder and the beginning of its shards' names."""
+        return self.name or self.kind
+
+    @property
+    def root(self) -> Path:
+        """Folder of the set."""
+        return self.out / self.data_set
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """Names of the videos of each shard, in order; a shard's number is its place. sizes: of every video, by name."""
+
+    source: Source
+    shards: tuple[tuple[str, ...], ...]
+    sizes: dict[str, VideoSize]
+    digest: str
+
+    @property
+    def findings(self) -> tuple[Finding, ...]:
+        """Findings of the source that belong to no video."""
+        return self.source.findings
+
+
+def make_plan(request: BuildRequest) -> Plan:
+    """Open the source, list it and fill shards in the order of names.
+
+    Raises ValueError for arguments that cannot be, DataError for a source that is not of its kind.
+    """
+    _check(request)
+    source = SOURCES[request.kind](SourceRequest(request.sources, request.splits, request.resolution))
+    sizes = {size.name: size for size in source.sizes()}
+    _require_distinct(sizes)
+    shards = tuple(fill_shards(sizes.values(), request.shard_size))
+    return Plan(source, shards, sizes, _digest(request, sizes))
+
+
+def fill_shards(sizes: Iterable[VideoSize], shard_size: int) -> Iterable[tuple[str, ...]]:
+    """Groups of whole videos in the given order; a group closes before the video that would make it too large."""
+    names: list[str] = []
+    filled = 0
+    for size in sizes:
+        # Two headers and, on average, two half blocks of padding a frame.
+        num_bytes = size.num_bytes + 1536 * size.num_frames
+        if names and filled + num_bytes > shard_size:
+            yield tuple(names)
+            names, filled = [], 0
+        names.append(size.name)
+        filled += num_bytes
+    if names:
+        yield tuple(names)
+
+
+def shard_name(data_set: str, number: int) -> str:
+    """File name of a shard."""
+    return f"{data_set}-{number:06d}.tar"
+
+
+def parse_size(text: str) -> int:
+    """Bytes of `1GB`, `500MB`, `1.5G` (powers of ten) or a plain number. Raises ValueError for anything else."""
+    match = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?)\s*([KMGT]?)B?", text.strip().upper())
+    size = int(float(match.group(1)) * _UNITS[match.group(2)]) if match else 0
+    if size < 1:
+        raise ValueError(f"{text!r} is no size; write 1GB, 500MB or a number of bytes")
+    return size
+
+
+def _check(request: BuildRequest) -> None:
+    if request.kind not in SOURCES:
+        raise ValueError(f"unknown kind {request.kind!r}; there are: {', '.join(SOURCES)}")
+    if not re.fullmatch(r"[A-Za-z0-9_-]{1,64}", request.data_set):
+        raise ValueError(f"name {request.data_set!r} may hold letters, digits, - and _ only, at most 64")
+    if request.jobs < 1 or request.shard_size < 1:
+        raise ValueError(f"jobs and shard size must be at least 1, not {request.jobs} and {request.shard_size}")
+
+
+def _require_distinct(sizes: dict[str, VideoSize]) -> None:
+    taken: dict[str, str] = {}
+    for name in sizes:
+        other = taken.setdefault(escape_video(name), name)
+        if other != name:
+            raise ValueError(f"videos {other!r} and {name!r} get the same name in a shard; rename one of them")
+
+
+def _digest(request: BuildRequest, sizes: dict[str, VideoSize]) -> str:
+    """SHA-256 over everything the bytes depend on that is known beforehand; not --jobs, --on-bad or any path."""
+    fields = dataclasses.asdict(request)
+    used = {name: fields[name] for name in ("kind", "resolution", "mask_codec", "shard_size")}
+    used |= {"format": FORMAT_VERSION, "name": request.data_set, "videos": list(sizes.values())}
+    return hashlib.sha256(encode_json(used)).hexdigest()

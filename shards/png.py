@@ -1,0 +1,108 @@
+"""PNG masks as people store them: strict chunks, palette indices as ids, and the header patch palette -> grey."""
+
+from __future__ import annotations
+
+import io
+import struct
+import zlib
+from dataclasses import dataclass
+
+import numpy as np
+from PIL import Image
+
+from shards.findings import RefusedError
+
+SIGNATURE = b"\x89PNG\r\n\x1a\n"
+GREY, RGB, PALETTE, GREY_ALPHA, RGB_ALPHA = 0, 2, 3, 4, 6
+_MEND_FILE = "restore the file from the original package"
+
+
+@dataclass(frozen=True, slots=True)
+class PngHeader:
+    """Facts of IHDR and PLTE. palette: bytes RGB, 3 for each entry, None where there is no PLTE."""
+
+    height: int
+    width: int
+    bit_depth: int
+    colour_type: int
+    interlaced: bool
+    palette: bytes | None
+
+
+def read_chunks(data: bytes) -> list[tuple[bytes, bytes]]:
+    """(type, content) of every chunk up to IEND, each CRC checked. Raises RefusedError for anything but a whole PNG."""
+    if not data:
+        raise RefusedError("empty file", expected="a PNG", found="0 bytes", remedy=_MEND_FILE)
+    if not data.startswith(SIGNATURE):
+        what = "a JPEG (it blurs the ids)" if data.startswith(b"\xff\xd8") else f"a file that begins with {data[:8]!r}"
+        raise RefusedError("mask is no PNG", expected="a PNG", found=what, remedy="store the ids as an indexed PNG")
+    chunks: list[tuple[bytes, bytes]] = []
+    position = len(SIGNATURE)
+    while not chunks or chunks[-1][0] != b"IEND":
+        if position + 12 > len(data):
+            raise RefusedError(
+                "truncated mask", expected="a PNG up to IEND", found="the end of file", remedy=_MEND_FILE
+            )
+        (size,) = struct.unpack_from(">I", data, position)
+        body = data[position + 4 : position + 8 + size]
+        crc = data[position + 8 + size : position + 12 + size]
+        if len(crc) < 4:
+            raise RefusedError(
+                "truncated mask", expected="a PNG up to IEND", found="the end of file", remedy=_MEND_FILE
+            )
+        if zlib.crc32(body) != int.from_bytes(crc):
+            raise RefusedError(
+                "damaged mask",
+                expected=f"a sound {body[:4].decode('latin-1')} chunk",
+                found=f"another CRC-32 at byte {position}",
+                remedy=_MEND_FILE,
+            )
+        chunks.append((body[:4], body[4:]))
+        position += 12 + size
+    return chunks
+
+
+def read_header(chunks: list[tuple[bytes, bytes]]) -> PngHeader:
+    """Header of a PNG. Raises RefusedError if IHDR or a needed PLTE is missing."""
+    kind, content = chunks[0]
+    palette = next((body for name, body in chunks if name == b"PLTE"), None)
+    if kind != b"IHDR" or len(content) != 13:
+        raise RefusedError("damaged mask", expected="a PNG with IHDR", found="none", remedy=_MEND_FILE)
+    width, height, bit_depth, colour_type, _, _, interlace = struct.unpack(">IIBBBBB", content)
+    if colour_type == PALETTE and palette is None:
+        raise RefusedError("damaged mask", expected="a palette (PLTE)", found="none", remedy=_MEND_FILE)
+    return PngHeader(height, width, bit_depth, colour_type, interlace != 0, palette)
+
+
+def as_grey(chunks: list[tuple[bytes, bytes]]) -> bytes:
+    """An 8-bit palette PNG as a grey PNG of its indices: another colour type in IHDR, no PLTE, pixel data untouched."""
+    header = chunks[0][1]
+    patched = [(b"IHDR", header[:9] + bytes([GREY]) + header[10:])]
+    patched += [(kind, content) for kind, content in chunks[1:] if kind in (b"IDAT", b"IEND")]
+    return SIGNATURE + b"".join(map(_encode_chunk, patched))
+
+
+def decode_pixels(data: bytes) -> np.ndarray:
+    """Pixels as Pillow has them: indices, levels, bool, uint16 or channels last. Raises RefusedError if damaged."""
+    try:
+        with Image.open(io.BytesIO(data), formats=("PNG",)) as image:
+            return np.array(image)
+    except (OSError, SyntaxError, ValueError, zlib.error) as error:
+        raise RefusedError(
+            "damaged mask", expected="a PNG that can be decoded", found=str(error), remedy=_MEND_FILE
+        ) from None
+
+
+def encode_indexed(labels: np.ndarray, palette: bytes) -> bytes:
+    """8-bit palette PNG of a label map (H, W) uint8 with this palette (RGB bytes); indices are the ids."""
+    image = Image.fromarray(labels).convert("P")
+    image.putpalette(palette)
+    buffer = io.BytesIO()
+    # bits=8: Pillow would otherwise store few ids with fewer bits, which naive readers of raw bytes get wrong.
+    image.save(buffer, "png", bits=8)
+    return buffer.getvalue()
+
+
+def _encode_chunk(chunk: tuple[bytes, bytes]) -> bytes:
+    body = b"".join(chunk)
+    return struct.pack(">I", len(chunk[1])) + body + struct.pack(">I", zlib.crc32(body))

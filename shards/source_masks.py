@@ -1,0 +1,172 @@
+"""From any mask file to ids: what each way of storing them means; refused where the ids would be a guess."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from shards import png
+from shards.findings import Finding, RefusedError
+from shards.masks import VOID, FrameObjects, MaskCodec, encode_label_map, find_objects
+
+# More ids than this in a mask without a palette are grey levels, not objects.
+MAX_GREY_IDS = 64
+
+
+@dataclass(frozen=True, slots=True)
+class SourceMask:
+    """One mask read from the source.
+
+    data: the shard member. shape: (height, width). objects: what is in it. has_void: whether 255 occurs.
+    palette: its PNG palette (RGB bytes), None if it had none. findings: without place.
+    """
+
+    data: bytes
+    shape: tuple[int, int]
+    objects: FrameObjects
+    has_void: bool
+    palette: bytes | None
+    findings: tuple[Finding, ...]
+
+
+def read_mask(data: bytes, codec: MaskCodec) -> SourceMask:
+    """Ids of a PNG file, bit for bit. Raises RefusedError where they cannot be told for certain.
+
+    Palette: the indices, whatever the colours. Grey: the values. RGB(A): looked up in the DAVIS palette, in which all
+    colours must be. Source: the table of ways masks are stored in docs/data_format.md.
+    """
+    chunks = png.read_chunks(data)
+    header = png.read_header(chunks)
+    pixels = png.decode_pixels(data)
+    findings: list[Finding] = []
+    if header.colour_type == png.PALETTE:
+        labels = _palette_ids(pixels, header)
+    elif header.colour_type in (png.RGB, png.RGB_ALPHA):
+        labels = _coloured_ids(pixels, header)
+        findings.append(_warning("ids stored as colours", "a palette PNG", "RGB colours of the DAVIS palette"))
+    else:
+        labels = _grey_ids(pixels, header)
+        if header.bit_depth == 1:
+            findings.append(_warning("1-bit mask", "ids", "a 1-bit PNG: every object of it became id 1"))
+    as_stored = codec == "png" and header.colour_type == png.PALETTE and header.bit_depth == 8 and not header.interlaced
+    return SourceMask(
+        png.as_grey(chunks) if as_stored else encode_label_map(labels, codec),
+        (header.height, header.width),
+        find_objects(labels),
+        bool((labels == VOID).any()),
+        header.palette if header.colour_type == png.PALETTE else None,
+        tuple(findings),
+    )
+
+
+def davis_palette() -> bytes:
+    """The DAVIS (PASCAL VOC) colour map, 768 bytes RGB: an id's bits 0, 3, 6 become the top bits of red, and so on."""
+    ids = np.arange(256, dtype=np.uint8)
+    colours = np.zeros((256, 3), np.uint8)
+    for bit in range(8):
+        for channel in range(3):
+            source_bit = 3 * bit + channel
+            if source_bit < 8:
+                colours[:, channel] |= ((ids >> source_bit) & 1) << (7 - bit)
+    return colours.tobytes()
+
+
+def _palette_ids(pixels: np.ndarray, header: png.PngHeader) -> np.ndarray:
+    entries = len(header.palette or b"") // 3
+    highest = int(pixels.max())
+    if highest >= entries:
+        raise RefusedError(
+            "ids outside the palette",
+            expected=f"ids below {entries}, the number of palette entries",
+            found=f"id {highest}",
+            remedy="write the mask again with a palette of 256 entries",
+        )
+    return pixels.astype(np.uint8, copy=False)
+
+
+def _coloured_ids(pixels: np.ndarray, header: png.PngHeader) -> np.ndarray:
+    if header.bit_depth != 8 or pixels.ndim != 3:
+        raise RefusedError(
+            "16-bit colour mask",
+            expected="8 bits a channel",
+            found=f"{header.bit_depth}",
+            remedy="store the ids as an indexed PNG",
+        )
+    _require_opaque(pixels[..., 3:])
+    palette = np.frombuffer(davis_palette(), np.uint8).reshape(256, 3)
+    codes = _packed(palette)
+    order = np.argsort(codes)
+    wanted = _packed(pixels[..., :3])  # (H, W)
+    positions = np.searchsorted(codes, wanted, sorter=order).clip(max=255)
+    labels = order[positions].astype(np.uint8)
+    unknown = np.argwhere(codes[labels] != wanted)
+    if len(unknown):
+        row, column = unknown[0]
+        raise RefusedError(
+            "unknown colour",
+            expected="only colours of the DAVIS palette",
+            found=f"{tuple(pixels[row, column, :3].tolist())} at row {row}, column {column}",
+            remedy="store the ids as an indexed PNG",
+        )
+    return labels
+
+
+def _grey_ids(pixels: np.ndarray, header: png.PngHeader) -> np.ndarray:
+    if pixels.ndim == 3:
+        _require_opaque(pixels[..., 1:])
+        pixels = pixels[..., 0]
+    highest = int(pixels.max())
+    if highest > VOID:
+        raise RefusedError(
+            "ids above 255",
+            expected="ids of 0..255",
+            found=f"a 16-bit mask with id {highest}",
+            remedy="number the objects 1..254 and store them in 8 bits",
+        )
+    if header.bit_depth in (2, 4):
+        # Pillow stretches these to 0..255.
+        pixels = pixels // (255 // (2**header.bit_depth - 1))
+    labels = pixels.astype(np.uint8)
+    if header.bit_depth >= 8:
+        _require_ids(labels)
+    return labels
+
+
+def _require_ids(labels: np.ndarray) -> None:
+    """Refuse grey masks in which 255 is the object, or whose values are levels of grey."""
+    counts = np.bincount(labels.reshape(-1), minlength=256)
+    num_ids = int(np.count_nonzero(counts[1:VOID]))
+    if num_ids > MAX_GREY_IDS or (num_ids and counts[VOID] > counts[1:VOID].sum()):
+        raise RefusedError(
+            "soft edges",
+            expected="object ids",
+            found=f"a grey mask with {num_ids} values between 0 and 255",
+            remedy="store the ids as an indexed PNG, without anti-aliasing",
+        )
+    if not num_ids and counts[VOID]:
+        raise RefusedError(
+            "0/255 grey mask",
+            expected="object ids",
+            found="only the values 0 and 255; 255 is the object in DAVIS 2016 and void in DAVIS 2017",
+            remedy="use the kind davis2016 for such a tree, or write 255 as id 1",
+        )
+
+
+def _require_opaque(alpha: np.ndarray) -> None:
+    if alpha.size and int(alpha.min()) != 255:
+        raise RefusedError(
+            "transparent mask",
+            expected="alpha 255 everywhere",
+            found=f"alpha {int(alpha.min())}",
+            remedy="store the ids as an indexed PNG",
+        )
+
+
+def _packed(colours: np.ndarray) -> np.ndarray:
+    wide = colours.astype(np.int32)
+    return (wide[..., 0] << 16) | (wide[..., 1] << 8) | wide[..., 2]
+
+
+def _warning(reason: str, expected: str, found: str) -> Finding:
+    return Finding("warning", reason, expected, found, "compare the ids with the video's other masks", "kept")
