@@ -117,9 +117,9 @@ class Cbam(nn.Module):
 class FrameConv(nn.Module):
     """A (num_frames, k, k) 3D convolution without temporal padding, computed as one 2D convolution over folded frames.
 
-    The weight is (num_out, num_in, num_frames, k, k), as of `Conv3d`; 2D kernels are faster and know `channels_last`.
-    Maps frames (N*T, num_in, h, w), time fastest, to (N*T / num_frames, num_out, h, w): each group of `num_frames`
-    frames becomes one. Same size in space.
+    The weight is (num_out, num_in, num_frames, k, k), as of `Conv3d`; a real 3D convolution would leave
+    `channels_last`. Maps frames (N*T, num_in, h, w), time fastest, to (N*T / num_frames, num_out, h, w): each group
+    of `num_frames` frames becomes one. Same size in space.
     """
 
     def __init__(
@@ -133,8 +133,11 @@ class FrameConv(nn.Module):
         self.bias = nn.Parameter(torch.empty(num_out)) if bias else None
 
     def forward(self, frames: Tensor) -> Tensor:
-        merged = frames.unflatten(0, (-1, self.num_frames)).flatten(1, 2)  # (N*T/num_frames, num_frames*num_in, h, w)
-        kernel = self.weight.transpose(1, 2).flatten(1, 2)  # (num_out, num_frames*num_in, k, k)
+        kernel = self.weight.flatten(1, 2)  # (num_out, num_in*num_frames, k, k), a view
+        merged = frames
+        if self.num_frames > 1:
+            grouped = frames.unflatten(0, (-1, self.num_frames)).transpose(1, 2)  # (N, num_in, num_frames, h, w)
+            merged = grouped.flatten(1, 2)
         return F.conv2d(merged, kernel, self.bias, padding=self.padding, dilation=self.dilation)
 
 

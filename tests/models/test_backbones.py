@@ -70,7 +70,7 @@ def test_files_older_than_batch_counters_are_read(tmp_path: Path) -> None:
     old = {name: tensor for name, tensor in state.items() if not name.endswith("num_batches_tracked")}
     trunk = ResNet50Trunk(BASE)
     load_imagenet(trunk, _saved(old, tmp_path))
-    assert torch.equal(trunk.layer3[5].bn3.running_var, state["layer3.5.bn3.running_var"])
+    assert torch.equal(trunk.get_buffer("layer3.5.bn3.running_var"), state["layer3.5.bn3.running_var"])
 
 
 def test_every_difference_is_listed_and_the_trunk_is_untouched(tmp_path: Path) -> None:
@@ -105,6 +105,6 @@ def test_rde_takes_its_trunks_from_files_and_then_has_nothing_to_warn_of(
     model = Rde(width=BASE / 64, key_weights=key_path, value_weights=value_path)
     assert caplog.messages == []
     assert torch.equal(model.key_encoder.conv1.weight, key_state["conv1.weight"])
-    assert torch.equal(model.value_encoder.layer3[1].conv2.weight, value_state["layer3.1.conv2.weight"])
+    assert torch.equal(model.get_parameter("value_encoder.layer3.1.conv2.weight"), value_state["layer3.1.conv2.weight"])
     mask_channels = model.value_encoder.conv1.weight[:, 3:].flatten(1)
     torch.testing.assert_close(mask_channels @ mask_channels.T, torch.eye(BASE), atol=1e-5, rtol=0)

@@ -114,6 +114,6 @@ def test_attention_gates_channels_then_positions() -> None:
     gate = (mlp(features.flatten(2).mean(2)) + mlp(features.flatten(2).max(2).values)).sigmoid()
     gated = features * gate.view(2, 32, 1, 1)
     pooled = torch.stack([gated.max(1).values, gated.mean(1)], 1)
-    spatial = (block.get_parameter(f"SpatialGate.spatial.conv.{kind}") for kind in ("weight", "bias"))
-    position_gate = F.conv2d(pooled, *spatial, padding=3).sigmoid()
+    weight, bias = (block.get_parameter(f"SpatialGate.spatial.conv.{kind}") for kind in ("weight", "bias"))
+    position_gate = F.conv2d(pooled, weight, bias, padding=3).sigmoid()
     torch.testing.assert_close(block(features), gated * position_gate)

@@ -149,7 +149,7 @@ def test_values_of_all_objects_at_once_equal_one_object_at_a_time_with_the_sum_o
         f16 = small_model.encode_key(image.unsqueeze(1)).f16[:, 0]
         values = small_model.encode_value(image, f16, masks)
         for own in range(3):
-            others = sum(masks[:, [other]] for other in range(3) if other != own)
+            others = masks[:, [other for other in range(3) if other != own]].sum(1, keepdim=True)
             features = encoder.features(torch.cat([image, masks[:, [own]], others], 1))
             fused = encoder.fuser.block1(torch.cat([features, f16], 1))
             expected = encoder.fuser.block2(fused + encoder.fuser.attention(fused))
