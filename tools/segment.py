@@ -9,7 +9,7 @@ if __name__ == "__main__":
     sys.path[0] = str(Path(__file__).resolve().parent.parent)  # replaced: tools/ itself must not be importable from
 
 import dataclasses
-from argparse import Namespace
+from argparse import ArgumentTypeError, Namespace
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -93,6 +93,8 @@ def _rde_options(options: Namespace) -> RdeOptions:
 
 
 def _positions(text: str) -> int | str:
+    if text != "all" and not (text.isdecimal() and int(text) > 0):
+        raise ArgumentTypeError(f"{text!r} is neither a positive number nor all")
     return text if text == "all" else int(text)
 
 
@@ -129,8 +131,8 @@ def _parse(arguments: list[str]) -> Namespace:
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1 ... (default: %(default)s)")
     parser.add_argument("--overwrite", action="store_true", help="segment finished videos again")
     options = parser.parse_args(arguments)
-    if options.mem_every < 1 or (options.top_k != "all" and options.top_k < 1):
-        parser.error(f"--mem-every {options.mem_every} and --top-k {options.top_k} must be at least 1")
+    if options.mem_every < 1:
+        parser.error(f"--mem-every is {options.mem_every}, expected at least 1")
     return options
 
 
