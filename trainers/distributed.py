@@ -6,11 +6,14 @@ import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,11 +95,11 @@ def sum_over_ranks(values: Tensor, ranks: Ranks) -> Tensor:
     return values
 
 
-def gather_objects(value: object, ranks: Ranks) -> list[object]:
+def gather_objects(value: T, ranks: Ranks) -> list[T]:
     """`value` of every rank, in order of rank. For rare moments: it pickles."""
     if ranks.world_size == 1:
         return [value]
-    values: list[object] = [None] * ranks.world_size
+    values = [value] * ranks.world_size
     dist.all_gather_object(values, value)
     return values
 

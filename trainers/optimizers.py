@@ -1,4 +1,4 @@
-"""The optimiser of the published recipes. Its learning rate is set from outside at every step; there is no scheduler."""
+"""The optimiser of the published recipes. Its learning rate is set from outside at every step: no scheduler."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch.nn import Parameter
 
 
 def make_adam(parameters: Iterable[Parameter], *, weight_decay: float) -> torch.optim.Adam:
-    """Adam with default betas and coupled L2 decay, one group with every parameter, batch norm's affine ones included."""
+    """Adam with default betas and coupled L2 decay, one group, the affine weights of batch norm included."""
     return torch.optim.Adam(list(parameters), lr=0.0, weight_decay=weight_decay)
 
 

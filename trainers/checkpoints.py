@@ -1,0 +1,165 @@
+"""Checkpoints: everything a run needs to go on, in one file that is either whole or not there."""
+
+from __future__ import annotations
+
+import logging
+import pickle
+import zipfile
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from models import build
+from models.released import load_strictly
+from shards.errors import DataError
+from shards.manifest import replacing
+from trainers.config_reading import ConfigError
+
+logger = logging.getLogger(__name__)
+
+PATTERN = "checkpoint-*.pt"
+
+FREE_KEYS = frozenset(
+    {
+        *(
+            "name",
+            "output",
+            "device",
+            "threads",
+            "look_ahead",
+            "report_every",
+            "checkpoint_every",
+            "keep",
+            "tensorboard",
+        ),
+        *("start_from", "model.key_weights", "model.value_weights", "channels_last", "compile"),
+    }
+)
+"""Config keys that may differ when a run goes on: they move it, show it or speed it up, but do not say what it is.
+
+Paths of data are free as well, since the fingerprints say what lies there.
+"""
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """The state of a run after `step` updates, counted over all its stages.
+
+    model: state dict of the network, no prefix. optimizer, scaler: state dicts, of the stage that `step` lies in.
+    config: the run's config as plain values. fingerprints: per stage, of its shard sets in order. versions: of what
+    made it.
+    """
+
+    step: int
+    model: dict[str, Tensor]
+    optimizer: dict[str, Any]
+    scaler: dict[str, Any]
+    config: dict[str, Any]
+    fingerprints: list[list[str]]
+    versions: dict[str, str]
+
+
+def save_checkpoint(folder: Path, checkpoint: Checkpoint, *, keep: int) -> Path:
+    """Write checkpoint-<step>.pt into `folder`, then remove all but the newest `keep`. Returns its path."""
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"checkpoint-{checkpoint.step}.pt"
+    fields = {name: getattr(checkpoint, name) for name in Checkpoint.__dataclass_fields__}
+    with replacing(path) as file:
+        torch.save(fields, file)
+    for old in list_checkpoints(folder)[keep:]:
+        old.unlink()
+    return path
+
+
+def list_checkpoints(folder: Path) -> list[Path]:
+    """Checkpoint files in `folder`, the one with the most steps first."""
+    paths = [path for path in folder.glob(PATTERN) if _step_of(path) is not None]
+    return sorted(paths, key=lambda path: _step_of(path) or 0, reverse=True)
+
+
+def read_checkpoint(path: Path) -> Checkpoint:
+    """The checkpoint in a file, tensors on the CPU. Raises DataError if it is cut short, damaged or something else."""
+    remedy = "use an older checkpoint of the run, or copy the file again"
+    try:
+        with zipfile.ZipFile(path) as archive:
+            damaged = archive.testzip()  # torch does not compare checksums
+        if damaged is not None:
+            raise DataError(
+                path, expected="an undamaged checkpoint", found=f"a wrong checksum in {damaged}", remedy=remedy
+            )
+        fields = torch.load(path, map_location="cpu", weights_only=True)
+    except (zipfile.BadZipFile, RuntimeError, pickle.UnpicklingError, EOFError) as error:
+        raise DataError(path, expected="a complete checkpoint", found=f"none ({error})", remedy=remedy) from error
+    missing = Checkpoint.__dataclass_fields__.keys() - fields.keys() if isinstance(fields, dict) else {"everything"}
+    if missing:
+        found = f"a file without {', '.join(sorted(missing))}"
+        raise DataError(path, expected="a checkpoint written by tools/train.py", found=found, remedy=remedy)
+    return Checkpoint(**{name: fields[name] for name in Checkpoint.__dataclass_fields__})
+
+
+def read_newest(folder: Path) -> tuple[Path, Checkpoint] | None:
+    """The newest readable checkpoint of a run; None if it has none at all.
+
+    An unreadable one is passed over with a warning that names it. Raises DataError if no one of several can be read.
+    """
+    failure = None
+    for path in list_checkpoints(folder):
+        try:
+            return path, read_checkpoint(path)
+        except DataError as error:
+            logger.warning("passing over a checkpoint: %s", error)
+            failure = error
+    if failure is not None:
+        raise failure
+    return None
+
+
+def load_model(path: Path) -> tuple[nn.Module, dict[str, Any]]:
+    """The network of a checkpoint in eval mode on the CPU, and what the file says of itself (all but the states)."""
+    checkpoint = read_checkpoint(path)
+    described = checkpoint.config["model"]
+    model = build(described["name"], width=described["width"], initialise=False)
+    load_strictly(model, checkpoint.model, path)
+    info = {name: getattr(checkpoint, name) for name in ("step", "config", "fingerprints", "versions")}
+    return model.eval(), info
+
+
+def refuse_another_run(
+    path: Path, checkpoint: Checkpoint, config: Mapping[str, Any], fingerprints: list[list[str]]
+) -> None:
+    """Raise ConfigError, naming every difference, unless `config` on this data goes on with what `checkpoint` began."""
+    old, new = dict(_leaves(checkpoint.config)), dict(_leaves(config))
+    keys = sorted(key for key in old.keys() | new.keys() if not _is_free(key))
+    changes = [f"{key} was {old.get(key)!r} and is {new.get(key)!r}" for key in keys if old.get(key) != new.get(key)]
+    if not changes and fingerprints != checkpoint.fingerprints:
+        changes = [
+            f"stages.{stage}.data.{entry}: the shard set was {before[:12]} and is {now[:12]}"
+            for stage, sets in enumerate(zip(checkpoint.fingerprints, fingerprints, strict=True))
+            for entry, (before, now) in enumerate(zip(*sets, strict=True))
+            if before != now
+        ]
+    if changes:
+        remedy = "give the old values to go on with this run, or another output=FOLDER to start a new one"
+        raise ConfigError(path, f"is a checkpoint of another run: {', '.join(changes)}", remedy=remedy)
+
+
+def _leaves(value: object, key: str = "") -> Iterator[tuple[str, object]]:
+    if isinstance(value, Mapping | list) and value:
+        items = value.items() if isinstance(value, Mapping) else enumerate(value)
+        for name, item in items:
+            yield from _leaves(item, f"{key}.{name}" if key else str(name))
+    else:
+        yield key, value
+
+
+def _is_free(key: str) -> bool:
+    return key in FREE_KEYS or (".data." in key and key.endswith(".path"))
+
+
+def _step_of(path: Path) -> int | None:
+    digits = path.stem.removeprefix("checkpoint-")
+    return int(digits) if digits.isdecimal() else None

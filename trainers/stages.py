@@ -1,0 +1,136 @@
+"""One row of a recipe made ready to run: its data, loader, objective, optimiser and precision."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from torch.amp.grad_scaler import GradScaler
+
+from models import Rde
+from pipelines.assembly import assemble
+from pipelines.executors import make_executor
+from pipelines.loader import ClipLoader
+from pipelines.sampling import MixEntry
+from pipelines.source import ClipSource
+from pipelines.types import Batch
+from shards.reader import ShardSet
+from trainers.checkpoints import Checkpoint
+from trainers.config import Config, Precision, Stage
+from trainers.distributed import Ranks, Threads, wrap
+from trainers.loop import StageRun
+from trainers.objectives import OBJECTIVES
+from trainers.optimizers import make_adam
+
+logger = logging.getLogger(__name__)
+
+AUTOCAST_TYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where this process runs: its rank, device and threads."""
+
+    ranks: Ranks
+    device: torch.device
+    threads: Threads
+
+
+def open_sources(config: Config, stack: ExitStack) -> list[ClipSource]:
+    """The clips of every stage. All data is opened before the first step; `stack` closes it."""
+    return [_open_source(config.seed + position, stage, stack) for position, stage in enumerate(config.stages)]
+
+
+def _open_source(seed: int, stage: Stage, stack: ExitStack) -> ClipSource:
+    entries = [
+        MixEntry(stack.enter_context(ShardSet.open(entry.path)), entry.split, entry.repeat, entry.gap_step)
+        for entry in stage.data
+    ]
+    return ClipSource(entries, stage.clip_recipe(), seed=seed, steps=stage.steps, batch_size=stage.batch_size)
+
+
+def executor_name(config: Config, device: torch.device) -> str:
+    """The executor of the config, with "auto" decided."""
+    if config.executor != "auto":
+        return config.executor
+    return "dali" if device.type == "cuda" else "cpu"
+
+
+def precision_on(device: torch.device, wanted: Precision) -> Precision:
+    """`wanted`, but fp32 for fp16 on a CPU, where it does not exist. The caller says so."""
+    return "fp32" if wanted == "fp16" and device.type == "cpu" else wanted
+
+
+def make_autocast(device: torch.device, precision: Precision) -> Callable[[], AbstractContextManager[None]]:
+    """Makes the context a forward pass runs in."""
+    if precision == "fp32":
+        return nullcontext
+    return partial(torch.autocast, device.type, AUTOCAST_TYPES[precision])
+
+
+@contextmanager
+def open_stage(
+    config: Config,
+    position: int,
+    source: ClipSource,
+    model: Rde,
+    place: Place,
+    *,
+    done: int,
+    checkpoint: Checkpoint | None,
+) -> Iterator[StageRun]:
+    """Stage `position` of `config` with `done` of its steps behind it; its threads end with the block.
+
+    checkpoint: where optimiser and scaler go on from; None at the start of a stage.
+    """
+    stage = config.stages[position]
+    precision = precision_on(place.device, stage.precision)
+    objective = OBJECTIVES[stage.objective.name](model, stage.objective)
+    optimizer = make_adam(objective.parameters(), weight_decay=stage.weight_decay)
+    scaler = GradScaler(place.device.type, enabled=precision == "fp16")
+    if checkpoint is not None:
+        optimizer.load_state_dict(checkpoint.optimizer)
+        if checkpoint.scaler and scaler.is_enabled():
+            scaler.load_state_dict(checkpoint.scaler)
+    with ExitStack() as stack:
+        loader = _open_loader(config, source, place, done, stack)
+        yield StageRun(
+            name=stage.name,
+            steps=stage.steps,
+            first_step=sum(earlier.steps for earlier in config.stages[:position]),
+            batch_size=stage.batch_size,
+            learning_rate=stage.learning_rate,
+            loader=loader,
+            objective=objective,
+            module=wrap(objective, place.ranks, place.device),
+            optimizer=optimizer,
+            scaler=scaler,
+            autocast=make_autocast(place.device, precision),
+            ranks=place.ranks,
+            describe=partial(_describe, source),
+        )
+
+
+def _open_loader(config: Config, source: ClipSource, place: Place, done: int, stack: ExitStack) -> ClipLoader:
+    name = executor_name(config, place.device)
+    executor = make_executor(name, threads=place.threads.loading, device=place.device)
+    stack.callback(executor.close)
+    loader = ClipLoader(
+        source,
+        executor,
+        partial(assemble, num_slots=source.recipe.num_slots, device=place.device),
+        rank=place.ranks.rank,
+        world_size=place.ranks.world_size,
+        start_step=done,
+        look_ahead=config.look_ahead,
+        threads=place.threads.loading,
+    )
+    return stack.enter_context(loader)
+
+
+def _describe(source: ClipSource, batch: Batch, position: int) -> str:
+    return source.describe(batch.plans[position])

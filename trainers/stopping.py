@@ -1,0 +1,48 @@
+"""Being asked to stop: a cluster's signal or Ctrl-C lets the step end, saves, and exits with a status that says so."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+STOPPED_STATUS = 75
+"""Exit status of a run that was asked to stop and saved: EX_TEMPFAIL, "try again later"."""
+
+INTERRUPTED_STATUS = 130
+"""The same after Ctrl-C, as shells have it."""
+
+
+class StopRequest:
+    """Which signals have arrived. `requested` and `interrupted` turn True once and stay."""
+
+    def __init__(self) -> None:
+        self.requested = False
+        self.interrupted = False
+
+    def handle(self, number: int, _frame: FrameType | None) -> None:
+        """Note the signal. A second Ctrl-C does not wait for the step to end."""
+        if number == signal.SIGINT:
+            if self.interrupted:
+                raise KeyboardInterrupt
+            self.interrupted = True
+        else:
+            self.requested = True
+
+
+@contextmanager
+def catch_stop_signals() -> Iterator[StopRequest]:
+    """Note SIGTERM, SIGUSR1 and SIGINT for the length of the block. Outside the main thread nothing is caught."""
+    request = StopRequest()
+    if threading.current_thread() is not threading.main_thread():
+        yield request
+        return
+    numbers = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
+    before = [signal.signal(number, request.handle) for number in numbers]
+    try:
+        yield request
+    finally:
+        for number, handler in zip(numbers, before, strict=True):
+            signal.signal(number, handler)

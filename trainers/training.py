@@ -1,0 +1,181 @@
+"""From a config to a trained model: opens data, builds the network, runs the stages, keeps checkpoints and journal."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from models import Rde, build
+from models.released import load_strictly, start_from
+from trainers.checkpoints import Checkpoint, list_checkpoints, read_newest, refuse_another_run, save_checkpoint
+from trainers.config import Config, ConfigError, as_plain
+from trainers.distributed import choose_device, process_group, read_ranks, share_threads
+from trainers.journal import FILE_NAME, Journal, Report
+from trainers.loop import Ending, Hooks, StageRun, train_stage
+from trainers.provenance import read_versions
+from trainers.stages import Place, open_sources, open_stage
+from trainers.start_report import describe_start
+from trainers.stopping import StopRequest, catch_stop_signals
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """How a run ended: after `step` of `steps` updates, with its newest checkpoint."""
+
+    ending: Ending
+    step: int
+    steps: int
+    checkpoint: Path
+
+
+@dataclass
+class _Run:
+    """What the parts of one run share."""
+
+    config: Config
+    place: Place
+    model: Rde
+    fingerprints: list[list[str]]
+    on_step: Callable[[int, float], object]
+    stop: StopRequest
+    journal: Journal | None  # of the first rank
+    versions: dict[str, str] = field(default_factory=read_versions)
+
+
+def train(config: Config, *, resume: bool = False, on_step: Callable[[int, float], object] | None = None) -> Outcome:
+    """Run the stages of `config` from the start, or with `resume` from the newest checkpoint in its folder, if any.
+
+    One process, or one of several started by torchrun. Sets torch's number of threads for this process. SIGTERM and
+    SIGUSR1 end the step, save and return Ending.STOPPED; Ctrl-C does the same with Ending.INTERRUPTED.
+    on_step(step, loss) is called after every update with the loss of the global batch.
+    Raises ConfigError for a run that is there already or another one's checkpoint, DataError for bad data, ValueError
+    for numbers that do not fit, NonFiniteLossError.
+    """
+    ranks = read_ranks(os.environ)
+    device = choose_device(config.device, ranks)
+    place = Place(ranks, device, share_threads(config.threads, ranks, device))
+    torch.set_num_threads(place.threads.compute)
+    with ExitStack() as stack:
+        found = _find_start(config, resume=resume)
+        sources = open_sources(config, stack)
+        fingerprints = [[entry.dataset.fingerprint for entry in source.mix.entries] for source in sources]
+        if found is not None:
+            refuse_another_run(*found, as_plain(config), fingerprints)
+        stack.enter_context(process_group(ranks, device))
+        checkpoint = None if found is None else found[1]
+        model = _make_model(config, found).to(device)
+        step = 0 if checkpoint is None else checkpoint.step
+        journal = None
+        if ranks.is_first:
+            journal = stack.enter_context(Journal(config.folder, step=step, tensorboard=config.tensorboard))
+        stop = stack.enter_context(catch_stop_signals())
+        run = _Run(config, place, model, fingerprints, on_step or _ignore, stop, journal)
+        if journal is not None:
+            journal.write(describe_start(config, place, sources, model, step=step, versions=run.versions))
+        return _run_stages(run, sources, checkpoint)
+
+
+def position_of(config: Config, step: int) -> tuple[int, int]:
+    """(stage, steps of it already done) of a run after `step` updates; (number of stages, 0) after the last."""
+    for position, stage in enumerate(config.stages):
+        if step < stage.steps:
+            return position, step
+        step -= stage.steps
+    return len(config.stages), step
+
+
+def _run_stages(run: _Run, sources: list[Any], checkpoint: Checkpoint | None) -> Outcome:
+    config = run.config
+    step = 0 if checkpoint is None else checkpoint.step
+    first, done = position_of(config, step)
+    ending = Ending.FINISHED
+    for position in range(first, len(config.stages)):
+        # At the border of two stages the checkpoint's optimiser belongs to the one that has ended.
+        state = checkpoint if done else None
+        with open_stage(
+            config, position, sources[position], run.model, run.place, done=done, checkpoint=state
+        ) as stage:
+            save = _saver(run, stage)
+            if step == 0:
+                save(0)  # finds out now, not at the first checkpoint, that the folder cannot be written
+            ending = train_stage(stage, _hooks(run, save), run.stop)
+            step = stage.first_step + stage.loader.next_step
+        if ending is not Ending.FINISHED:
+            break
+        done = 0
+    total = sum(stage.steps for stage in config.stages)
+    return Outcome(ending, step, total, config.folder / f"checkpoint-{step}.pt")
+
+
+def _hooks(run: _Run, save: Callable[[int], object]) -> Hooks:
+    def report(report: Report) -> None:
+        if run.journal is not None:
+            run.journal.report(report)
+
+    return Hooks(run.on_step, report, save, run.config.report_every, run.config.checkpoint_every)
+
+
+def _saver(run: _Run, stage: StageRun) -> Callable[[int], object]:
+    def save(step: int) -> None:
+        if run.journal is None:
+            return
+        checkpoint = Checkpoint(
+            step=step,
+            model=run.model.state_dict(),
+            optimizer=stage.optimizer.state_dict(),
+            scaler=stage.scaler.state_dict(),
+            config=as_plain(run.config),
+            fingerprints=run.fingerprints,
+            versions=run.versions,
+        )
+        path = save_checkpoint(run.config.folder, checkpoint, keep=run.config.keep)
+        run.journal.write({"kind": "checkpoint", "step": step, "path": path.name})
+
+    return save
+
+
+def _find_start(config: Config, *, resume: bool) -> tuple[Path, Checkpoint] | None:
+    """The checkpoint to go on from. Raises ConfigError for a folder in use unless resuming."""
+    folder = config.folder
+    if not resume:
+        if list_checkpoints(folder) or (folder / FILE_NAME).exists():
+            remedy = "add --resume to go on with it, or give another output=FOLDER"
+            raise ConfigError(folder, "holds a run already", remedy=remedy)
+        return None
+    found = read_newest(folder)
+    if found is None:
+        logger.info("nothing to resume in %s: starting from step 0", folder)
+    return found
+
+
+def _make_model(config: Config, found: tuple[Path, Checkpoint] | None) -> Rde:
+    """The network with the weights it starts from, which are the same on every rank."""
+    options = config.model
+    if found is not None:
+        model = build(options.name, width=options.width, initialise=False)
+        load_strictly(model, found[1].model, found[0])
+    else:
+        generator = torch.Generator().manual_seed(config.seed)
+        trunks = {"key_weights": options.key_weights, "value_weights": options.value_weights}
+        model = build(options.name, width=options.width, generator=generator, **trunks)
+        if config.start_from is not None:
+            start_from(model, config.start_from, generator)
+    if config.channels_last:
+        model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    if config.compile:
+        for part in model.children():
+            part.compile()
+    return model
+
+
+def _ignore(_step: int, _loss: float) -> None:
+    """Nobody wants to hear of steps."""
