@@ -20,11 +20,31 @@ from pipelines.augmentation import (
     sees_any,
 )
 from pipelines.curriculum import Table
+from pipelines.recipes.limits import Limits, check_numbers
 from pipelines.recipes.request import ClipRequest
 from pipelines.sampling import annotated_frames
 from pipelines.streams import Stream, StreamName
 from pipelines.types import ClipPlan, ClipSteps
 from shards.masks import FrameObjects
+
+LIMITS = {
+    "num_frames": Limits(1, 1, whole=True),
+    "num_slots": Limits(1, 1, 254, whole=True),
+    "min_frames": Limits(1, 1, whole=True),
+    "trials": Limits(1, 1, whole=True),
+    "size": Limits(2, 1, whole=True),
+    "reverse": Limits(1, 0, 1),
+    "flip": Limits(1, 0, 1),
+    "grayscale": Limits(1, 0, 1),
+    "rotation": Limits(1, 0, 180),
+    "shear": Limits(1, 0, 89),
+    "crop_area": Limits(2, 1e-6, 1, rising=True),
+    "crop_aspect": Limits(2, 1e-6, 1e6, rising=True),
+    "damage_iou": Limits(2, 0, 1, rising=True),
+    "clip_jitter": Limits(3, 0, 1),
+    "frame_jitter": Limits(3, 0, 1),
+    "fill": Limits(3, 0, 255),
+}
 
 IMAGENET_FILL = (124.0, 116.0, 104.0)
 """The ImageNet mean as grey levels: what RDE shows where a warp leaves the image."""
@@ -70,14 +90,17 @@ class RdeVideo:
 
     def __post_init__(self) -> None:
         """Bring values from YAML into their types; ValueError, naming the field, for values that make no clip."""
-        object.__setattr__(self, "size", (self.size, self.size) if isinstance(self.size, int) else tuple(self.size))
+        square = (self.size, self.size) if isinstance(self.size, int) else self.size
+        values = {name: getattr(self, name) for name in LIMITS} | {"size": square}
+        if self.damage_iou is None:
+            del values["damage_iou"]
+        for name, value in values.items():
+            object.__setattr__(self, name, check_numbers(name, value, LIMITS[name]))
+        object.__setattr__(self, "clip_jitter", Jitter(*self.clip_jitter))
+        object.__setattr__(self, "frame_jitter", Jitter(*self.frame_jitter))
         object.__setattr__(self, "max_gap", self.max_gap if isinstance(self.max_gap, Table) else Table(self.max_gap))
-        for name in ("crop_area", "crop_aspect", "fill", "damage_iou"):
-            value = getattr(self, name)
-            object.__setattr__(self, name, None if value is None else tuple(value))
-        for name in ("clip_jitter", "frame_jitter"):
-            object.__setattr__(self, name, Jitter(*getattr(self, name)))
-        _check_fields(self)
+        for _, max_gap in self.max_gap.rows:
+            check_numbers("max_gap", max_gap, Limits(1, 1))
 
     def plan(self, request: ClipRequest) -> ClipPlan:
         """The plan of one clip: that of the first trial that should show an object, or of the last one."""
@@ -168,26 +191,3 @@ def choose_positions(stream: Stream, count: int, max_gap: int, num_frames: int) 
         following = positions[-1] + 1 + stream.integer(reach + 1)
         positions.append(min(following, count - reach // k, count - 1))
     return positions
-
-
-def _check_fields(recipe: RdeVideo) -> None:
-    ranges = {
-        "num_frames": (1, None), "num_slots": (1, 254), "min_frames": (1, None), "size": (1, None), "trials": (1, None),
-        "max_gap": (1, None), "reverse": (0, 1), "flip": (0, 1), "crop_area": (1e-6, 1), "crop_aspect": (1e-6, None),
-        "clip_jitter": (0, 1), "grayscale": (0, 1), "rotation": (0, 180), "shear": (0, 89), "frame_jitter": (0, 1),
-        "fill": (0, 255), "damage_iou": (0, 1),
-    }  # fmt: skip
-    for name, (low, high) in ranges.items():
-        value = getattr(recipe, name)
-        numbers = [row[1] for row in value.rows] if isinstance(value, Table) else np.atleast_1d(value).tolist()
-        if value is not None and not all(low <= n and (high is None or n <= high) for n in numbers):
-            limits = f"at least {low}" if high is None else f"within {low}..{high}"
-            raise ValueError(f"{name} of recipe rde_video must be {limits}, got {value}")
-    for name in ("crop_area", "crop_aspect", "damage_iou"):
-        value = getattr(recipe, name)
-        if value is not None and (len(value) != 2 or value[0] > value[1]):
-            raise ValueError(f"{name} of recipe rde_video must be a range [low, high], got {value}")
-    if len(recipe.size) != 2 or len(recipe.fill) != 3:
-        raise ValueError(
-            f"recipe rde_video needs size (height, width) and fill (r, g, b), got {recipe.size}, {recipe.fill}"
-        )
