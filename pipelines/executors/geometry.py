@@ -33,7 +33,7 @@ def snap(matrices: NDArray[np.float32], size: tuple[int, int]) -> SnappedMatrice
     """The matrices (N, 2, 3) nearest to the given ones on the exact grid, keeping where the output's centre goes.
 
     size: output (height, width). For a 480p source and 384 x 384 no output pixel moves by more than 0.05 px of the
-    source, 0.1 px for 1080p. Raises ValueError for entries that are not finite.
+    source, 0.2 px for 1080p. Raises ValueError for entries that are not finite.
     """
     if not np.isfinite(matrices).all():
         raise ValueError("a plan's matrices must be finite")
