@@ -32,7 +32,7 @@ class Limits:
 
 
 def check_numbers(name: str, value: Any, limits: Limits) -> Any:
-    """The number itself if limits.length is 1, else a tuple. ValueError, naming the field, if the value does not fit."""
+    """The number itself if limits.length is 1, else a tuple; ValueError, naming the field, if it does not fit."""
     numbers = value if limits.length > 1 or isinstance(value, list | tuple) else [value]
     if not limits.admit(numbers):
         raise ValueError(f"{name} must be {limits}, got {value!r}")
