@@ -45,10 +45,13 @@ def build(request: BuildRequest, plan: Plan, report: Report) -> BuildResult:
     work = root / WORK_FOLDER
     _claim(root, work, plan)
     with _locked(work):
-        findings = Findings(request.on_bad)
+        findings = Findings(request.on_bad, request.sources[0])
         findings.extend(plan.findings)
         jobs = plan_jobs(request, plan)
-        run_jobs([job for job in jobs if not job.is_done()], plan.source, request, report)
+        waiting = [job for job in jobs if not job.is_done()]
+        resumed = sum(plan.sizes[name].num_frames for job in jobs if job not in waiting for name in job.names)
+        report(Progress(resumed, 0, 0))
+        run_jobs(waiting, plan.source, request, report)
         done = [job.read() for job in jobs]
         for shard in done:
             findings.extend(shard.findings)

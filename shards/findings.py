@@ -38,9 +38,10 @@ class Finding:
         """The same finding with its place."""
         return dataclasses.replace(self, path=path, video=video, frame=frame)
 
-    def error(self) -> DataError:
-        """The finding as an exception, for builds that stop at the first refused input."""
-        return DataError(self.path, expected=self.expected, found=self.found, remedy=self.remedy)
+    def error(self, source: Path) -> DataError:
+        """The finding as an exception, for builds that stop at the first refused input of this source."""
+        remedy = f"{self.remedy}; --on-bad skip goes on without it ({self.what_was_done})"
+        return DataError(source / self.path, expected=self.expected, found=self.found, remedy=remedy)
 
     def encode(self) -> bytes:
         """One line of JSON, keys sorted."""
@@ -62,14 +63,15 @@ class RefusedError(Exception):
 class Findings:
     """Findings of one job in order; with `stop`, adding a refusal raises it as DataError instead."""
 
-    def __init__(self, on_bad: Literal["stop", "skip"]) -> None:
+    def __init__(self, on_bad: Literal["stop", "skip"], source: Path) -> None:
+        self._source = source
         self._stop = on_bad == "stop"
         self.list: list[Finding] = []
 
     def add(self, finding: Finding) -> None:
         """Keep a finding. Raises DataError for a refusal under `stop`."""
         if self._stop and finding.severity == "refused":
-            raise finding.error()
+            raise finding.error(self._source)
         self.list.append(finding)
 
     def extend(self, findings: Iterable[Finding]) -> None:

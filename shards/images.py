@@ -66,7 +66,7 @@ def encode_jpeg(pixels: np.ndarray) -> bytes:
 def _decoded_strictly(data: bytes) -> tuple[bytes, tuple[int, int], str, list[Finding]]:
     """(bytes to store, shape, colour space, findings) of a JPEG all of whose pixels can be decoded."""
     try:
-        _decode(data)
+        decode_strictly(data)
     except ValueError as error:
         mended = data + _END
         if _END in data[-2:] or not _decodes(mended):
@@ -89,7 +89,8 @@ def _decoded_strictly(data: bytes) -> tuple[bytes, tuple[int, int], str, list[Fi
     return data, (height, width), colours, findings
 
 
-def _decode(data: bytes) -> None:
+def decode_strictly(data: bytes) -> None:
+    """Decode a whole JPEG and throw the pixels away. Raises ValueError for any fault, even one libjpeg would hide."""
     # Luma alone goes through the same entropy decoder for all channels, but saves the colour conversion.
     _, _, colours, _ = simplejpeg.decode_jpeg_header(data)
     simplejpeg.decode_jpeg(data, "CMYK" if colours in ("CMYK", "YCCK") else "GRAY", strict=True)
@@ -97,7 +98,7 @@ def _decode(data: bytes) -> None:
 
 def _decodes(data: bytes) -> bool:
     try:
-        _decode(data)
+        decode_strictly(data)
     except ValueError:
         return False
     return True

@@ -31,6 +31,7 @@ SCHEMAS = {
             ("splits", pa.list_(pa.string())),
             ("palette", pa.binary()),  # RGB, null where the source's masks had none
             ("frame_step", pa.int32()),  # smallest difference of consecutive frame numbers
+            ("files", pa.string()),  # JSON: frame name -> image file name in the source, where not <name>.jpg; or null
         ]
     ),
     "frames": pa.schema(

@@ -89,7 +89,7 @@ class Workshop:
 
     def run(self, job: ShardJob) -> None:
         """Make the tar, its rows and, last, its side file. Raises DataError for refused input under `stop`."""
-        findings = Findings(self.request.on_bad)
+        findings = Findings(self.request.on_bad, self.request.sources[0])
         written = write_shard(job.path, self.request.mask_codec, self._converted(job.names, findings))
         facts = written.facts if written.facts.videos else None
         if facts is None:

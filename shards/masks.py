@@ -19,6 +19,8 @@ MAX_SIDE = 65_535
 
 _LZ4_HEADER = struct.Struct("<4sIII")  # magic, height, width, reserved 0; one raw LZ4 block follows
 _LZ4_MAGIC = b"VFM1"
+# Of LZ4-HC: 1.1 ms for an 854x480 mask where level 9 takes 7.5 ms to save 7 % (0.2 % of a data set with its images).
+_LZ4_LEVEL = 4
 _PNG_START = b"\x89PNG\r\n\x1a\n\x00\x00\x00\rIHDR"
 _PNG_GREY_8 = b"\x08\x00"
 
@@ -43,7 +45,7 @@ def encode_label_map(labels: np.ndarray, codec: MaskCodec) -> bytes:
     if labels.dtype != np.uint8 or labels.ndim != 2 or min(labels.shape) == 0 or max(labels.shape) > MAX_SIDE:
         raise ValueError(f"a label map is (H, W) uint8 with sides of 1..{MAX_SIDE}, not {labels.shape} {labels.dtype}")
     if codec == "lz4":
-        block = lz4.block.compress(labels.tobytes(), mode="high_compression", compression=9, store_size=False)
+        block = lz4.block.compress(labels.tobytes(), mode="high_compression", compression=_LZ4_LEVEL, store_size=False)
         return _LZ4_HEADER.pack(_LZ4_MAGIC, *labels.shape, 0) + block
     if codec == "png":
         buffer = io.BytesIO()

@@ -94,13 +94,22 @@ def decode_pixels(data: bytes) -> np.ndarray:
 
 
 def encode_indexed(labels: np.ndarray, palette: bytes) -> bytes:
-    """8-bit palette PNG of a label map (H, W) uint8 with this palette (RGB bytes); indices are the ids."""
-    image = Image.fromarray(labels).convert("P")
-    image.putpalette(palette)
-    buffer = io.BytesIO()
-    # bits=8: Pillow would otherwise store few ids with fewer bits, which naive readers of raw bytes get wrong.
-    image.save(buffer, "png", bits=8)
-    return buffer.getvalue()
+    """8-bit palette PNG of a label map (H, W) uint8 whose indices are the ids; palette: RGB bytes, stored as given.
+
+    Raises ValueError if an id has no entry. By hand, because Pillow packs few ids into fewer bits and pads palettes.
+    """
+    if int(labels.max()) >= len(palette) // 3:
+        raise ValueError(f"id {int(labels.max())} in a mask for a palette of {len(palette) // 3} entries")
+    height, width = labels.shape
+    rows = np.zeros((height, width + 1), np.uint8)  # first column: filter type 0
+    rows[:, 1:] = labels
+    chunks = [
+        (b"IHDR", struct.pack(">IIBBBBB", width, height, 8, PALETTE, 0, 0, 0)),
+        (b"PLTE", palette),
+        (b"IDAT", zlib.compress(rows.tobytes(), 6)),
+        (b"IEND", b""),
+    ]
+    return SIGNATURE + b"".join(map(_encode_chunk, chunks))
 
 
 def _encode_chunk(chunk: tuple[bytes, bytes]) -> bytes:

@@ -110,6 +110,10 @@ class ShardSet:
         shard, row = self._place(frame)
         return self._batch("frames", shard).column("name")[row].as_py()
 
+    def file_name(self, frame: int) -> str:
+        """Name of the frame's image file in the source, `00012.jpg`."""
+        return self.videos.file_name(self.videos.row_of_frame(frame), self.frame_name(frame))
+
     def annotated(self, video: int) -> np.ndarray:
         """Which frames of a video have a mask: bool (num_frames,)."""
         rows = self.frame_rows(video)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -92,7 +93,10 @@ class ShardRows:
         num_frames = self.num_frames - video.first_frame
         place = (video.name, facts.name, 0, video.first_frame, num_frames, *video.shape)
         step = smallest_step(video.numbers)
-        self._append("videos", (*place, sorted(video.object_ids), facts.splits, facts.palette, step))
+        files = {facts.frame_name(stem): name for stem, name in facts.files.items()}
+        odd = {stem: name for stem, name in files.items() if name != f"{stem}.jpg"}
+        described = (facts.splits, facts.palette, step, json.dumps(odd, sort_keys=True) if odd else None)
+        self._append("videos", (*place, sorted(video.object_ids), *described))
 
     def _append(self, table: str, row: tuple[Any, ...]) -> None:
         for column, value in zip(self._columns[table].values(), row, strict=True):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from functools import cached_property
 from typing import overload
@@ -67,6 +68,11 @@ class VideoTable:
     def stored_palette(self, row: int) -> bytes | None:
         """The palette exactly as the source's indexed PNGs had it: 3 to 768 bytes RGB."""
         return self._table.column("palette")[int(row)].as_py()
+
+    def file_name(self, row: int, frame: str) -> str:
+        """Name in the source of the image file of this frame (its stem) of the video."""
+        files = self._table.column("files")[int(row)].as_py()
+        return f"{frame}.jpg" if files is None else json.loads(files).get(frame, f"{frame}.jpg")
 
     def rows_of_split(self, split: str) -> np.ndarray:
         """Rows (n,) int64 of the videos of a split, ascending."""

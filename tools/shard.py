@@ -1,0 +1,170 @@
+"""Convert a data set into shards: tools/shard.py KIND SOURCE... OUT."""
+
+from __future__ import annotations
+
+if __name__ == "__main__":
+    import sys
+    from pathlib import Path
+
+    # Replaced, not inserted: with tools/ on the path its modules would shadow installed ones.
+    sys.path[0] = str(Path(__file__).resolve().parent.parent)
+
+import os
+import time
+from argparse import ArgumentTypeError, Namespace
+from collections import Counter
+from pathlib import Path
+from typing import NoReturn
+
+from tqdm import tqdm
+
+from shards.build import BuildResult, build
+from shards.findings import REJECTED, read_findings
+from shards.jobs import Progress
+from shards.masks import MASK_CODECS
+from shards.plan import BuildRequest, Plan, make_plan, parse_size
+from shards.reader import ShardSet
+from shards.sources import SOURCES
+from tools.cli import Parser, run
+
+RESUME = "run the same command again to go on from the finished shards"
+
+
+def main() -> None:
+    """Entry of the console script."""
+    run(shard)
+
+
+def shard(arguments: list[str]) -> int:
+    """Plan, build, summarise. Returns the exit status."""
+    request, dry_run = _parse(arguments)
+    plan = make_plan(request)
+    _print_plan(request, plan)
+    if dry_run:
+        return 0
+    started = time.monotonic()
+    result = _build(request, plan)
+    if result.already_there:
+        print(f"{result.root} is complete already: nothing to do")
+        return 0
+    _print_summary(result, time.monotonic() - started)
+    return 0
+
+
+def _parse(arguments: list[str]) -> tuple[BuildRequest, bool]:
+    parser = Parser(prog="shard", description="Convert a data set into WebDataset tars with an index.")
+    parser.add_argument("kind", choices=sorted(SOURCES), help="layout of the source")
+    parser.add_argument("source", nargs="+", type=Path, help="folder of the data set")
+    parser.add_argument("out", type=Path, help="folder that gets a folder with the shards")
+    parser.add_argument(
+        "--split", nargs="+", action="extend", metavar="S", help="splits to convert (default: every list with videos)"
+    )
+    parser.add_argument("--name", help="name of the set and its folder (default: the kind)")
+    parser.add_argument("--resolution", default="480p", help="folder below JPEGImages (default: 480p)")
+    parser.add_argument("--jobs", type=_positive, default=len(os.sched_getaffinity(0)), help="cores (default: all)")
+    parser.add_argument("--shard-size", type=_size, default="1GB", help="about how large a tar gets (default: 1GB)")
+    parser.add_argument("--mask-codec", choices=MASK_CODECS, default="lz4", help="lz4: fast; png: for other readers")
+    parser.add_argument("--on-bad", choices=("stop", "skip"), default="stop", help="what to do about refused input")
+    parser.add_argument("--dry-run", action="store_true", help="print the plan and write nothing")
+    given = parser.parse_args(arguments)
+    return _request(given), given.dry_run
+
+
+def _request(given: Namespace) -> BuildRequest:
+    return BuildRequest(
+        kind=given.kind,
+        sources=tuple(given.source),
+        out=given.out,
+        name=given.name,
+        splits=None if given.split is None else tuple(given.split),
+        resolution=given.resolution,
+        mask_codec=given.mask_codec,
+        shard_size=given.shard_size,
+        on_bad=given.on_bad,
+        jobs=given.jobs,
+    )
+
+
+def _positive(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise ArgumentTypeError(f"{text} is below 1")
+    return number
+
+
+def _size(text: str) -> int:
+    try:
+        return parse_size(text)
+    except ValueError as error:
+        raise ArgumentTypeError(str(error)) from None
+
+
+def _print_plan(request: BuildRequest, plan: Plan) -> None:
+    frames = sum(size.num_frames for size in plan.sizes.values())
+    num_bytes = sum(size.num_bytes for size in plan.sizes.values())
+    shards = f"{len(plan.shards)} shards in {request.root}"
+    print(f"{len(plan.sizes)} videos, {frames} frames, {num_bytes / 1e6:.1f} MB -> {shards}")
+    splits = Counter(split for size in plan.sizes.values() for split in size.splits)
+    print("splits: " + ", ".join(f"{split} {count}" for split, count in sorted(splits.items())))
+
+
+class _Bar:
+    """Progress of a build on the terminal: frames, MB/s, time left, refusals. Appears with the first report."""
+
+    def __init__(self, num_frames: int) -> None:
+        self._num_frames = num_frames
+        self._bar: tqdm[NoReturn] | None = None
+        self._started = time.monotonic()
+        self._bytes = 0
+        self._refused = 0
+
+    def show(self, progress: Progress) -> None:
+        """Add what was done."""
+        self._bar = self._bar or tqdm(total=self._num_frames, unit="frame")
+        self._bytes += progress.bytes
+        self._refused += progress.refused
+        speed = self._bytes / 1e6 / (time.monotonic() - self._started)
+        self._bar.set_postfix_str(f"{speed:.0f} MB/s, {self._refused} refused", refresh=False)
+        self._bar.update(progress.frames)
+
+    def close(self) -> None:
+        """Leave the terminal to whatever comes next."""
+        if self._bar is not None:
+            self._bar.close()
+
+
+def _build(request: BuildRequest, plan: Plan) -> BuildResult:
+    bar = _Bar(sum(size.num_frames for size in plan.sizes.values()))
+    try:
+        return build(request, plan, bar.show)
+    except (OSError, KeyboardInterrupt) as error:
+        error.add_note(RESUME)
+        raise
+    finally:
+        bar.close()
+
+
+def _print_summary(result: BuildResult, seconds: float) -> None:
+    manifest = result.manifest
+    num_bytes = sum(facts.bytes for facts in manifest.shards)
+    with ShardSet.open(result.root) as shard_set:
+        objects = sum(len(shard_set.videos.object_ids(video)) for video in range(shard_set.num_videos))
+        annotated = sum(int(shard_set.annotated(video).sum()) for video in range(shard_set.num_videos))
+    shards = f"{len(manifest.shards)} shards, {num_bytes / 1e6:.1f} MB"
+    print(f"{result.root}: {shards}, fingerprint {manifest.fingerprint[:16]}")
+    print(
+        f"{manifest.num_videos} videos, {manifest.num_frames} frames, {objects} objects, "
+        f"{annotated / manifest.num_frames:.1%} of the frames annotated"
+    )
+    print(f"{seconds:.1f} s, {manifest.num_frames / seconds:.0f} frames/s, {num_bytes / 1e6 / seconds:.0f} MB/s")
+    reasons = Counter(
+        (finding.severity, finding.reason, finding.what_was_done) for finding in read_findings(result.root)
+    )
+    for (severity, reason, done), count in sorted(reasons.items()):
+        print(f"{severity:9} {count:6} x {reason}: {done}")
+    if reasons:
+        print(f"each of these is a line of {result.root / REJECTED}")
+
+
+if __name__ == "__main__":
+    main()
