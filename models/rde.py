@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -253,7 +253,7 @@ class Rde(nn.Module):
         return self.decoder(decoder_input, f8, f4)
 
     @staticmethod
-    def options_of(state: Mapping[str, Tensor]) -> dict[str, float]:
+    def options_of(state: Mapping[str, Tensor]) -> dict[str, Any]:
         """The constructor options that fit a state dict: its width (1.0 if the state does not tell)."""
         key_bias = state.get("key_proj.key_proj.bias")
         return {"width": 1.0 if key_bias is None else key_bias.numel() / PAPER_BASE}

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from models import MODELS, Rde, build
+from models import Rde, find
 from models.backbones import orthogonal_stem
 
 VALUE_STEM = "value_encoder.conv1.weight"
@@ -25,15 +25,14 @@ def load(name: str, path: Path) -> Rde:
     every other shape; for stage-0 weights, which cannot segment several objects; and for files that are no
     checkpoint.
     """
+    model_class = find(name)
     state = read_state(path)
-    if name not in MODELS:
-        return build(name)  # raises, listing the names
     if _stem_channels(state) == 4:
         raise ValueError(
             f"{path}: expected weights of stages 1 to 3, found stage 0 (4-channel value stem, no SAM); "
             "train a later stage from it (models.released.start_from) and load the result"
         )
-    model = build(name, initialise=False, **MODELS[name].options_of(state))
+    model = model_class(initialise=False, **model_class.options_of(state))
     load_strictly(model, state, path)
     return model.eval()
 
