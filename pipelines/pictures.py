@@ -10,11 +10,10 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
+from pipelines.assembly import IMAGE_DEVIATION, IMAGE_MEAN
 from pipelines.types import VOID, Batch, ClipPlan
 from shards.palettes import voc_palette
 
-IMAGENET_MEAN = (0.485, 0.456, 0.406)
-IMAGENET_DEVIATION = (0.229, 0.224, 0.225)
 _CAPTION_PX = 14
 
 
@@ -60,7 +59,7 @@ def clip_rows(batch: Batch) -> tuple[list[list[NDArray[np.uint8]]], list[str]]:
 
     The first picture of a row shows the damaged first masks the model starts from.
     """
-    mean, deviation = np.array(IMAGENET_MEAN), np.array(IMAGENET_DEVIATION)
+    mean, deviation = np.array(IMAGE_MEAN), np.array(IMAGE_DEVIATION)
     rows, captions = [], []
     for position, plan in enumerate(batch.plans):
         images = batch.images[position].permute(0, 2, 3, 1).cpu().numpy()

@@ -8,6 +8,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import NoReturn
 
 BAD_DATA = 1
@@ -25,13 +26,13 @@ class Parser(argparse.ArgumentParser):
 def run(tool: Callable[[list[str]], int], arguments: list[str] | None = None) -> NoReturn:
     """Run `tool(arguments)` and exit with its status.
 
-    ValueError and OSError (bad data, bad paths) become one line and status 1; an exception whose class sets `exit_status` uses
-    that (ConfigError: 2); Ctrl-C gives 130. Anything else is a defect of ours and keeps its traceback.
+    ValueError and OSError (bad data, bad paths) become one line and status 1; an exception whose class sets
+    `exit_status` uses that (ConfigError: 2); Ctrl-C gives 130. Anything else is a defect of ours and keeps its traceback.
     VOSFORGE_TRACEBACK=1 shows the traceback always.
     """
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     signal.signal(signal.SIGPIPE, signal.SIG_DFL)
-    name = tool.__module__.rpartition(".")[2]
+    name = Path(sys.argv[0]).name  # run as a file, the tool's module is called __main__
     try:
         status = tool(sys.argv[1:] if arguments is None else arguments)
     except KeyboardInterrupt:
