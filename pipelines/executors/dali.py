@@ -18,7 +18,7 @@ from nvidia import dali
 from nvidia.dali import fn, types
 from nvidia.dali.backend import GetSchema
 
-from pipelines.executors.encoded import decode_jpeg, decode_labels, fill_colour, whole_jpeg
+from pipelines.executors.encoded import checked_jpeg, decode_jpeg, decode_labels, fill_colour
 from pipelines.executors.frames import annotated_frames, clips_shape
 from pipelines.executors.geometry import snap
 from pipelines.types import ClipPixels, EncodedClip
@@ -151,7 +151,7 @@ def _inputs(
     colours = np.concatenate([clip.plan.colours for clip in clips])
     fills = np.array([fill_colour(clip.plan) for clip, _ in places], np.float32)
     return {
-        "jpegs": [np.frombuffer(whole_jpeg(clip, index), np.uint8) for clip, index in places],
+        "jpegs": [np.frombuffer(checked_jpeg(clip, index), np.uint8) for clip, index in places],
         "labels": [NO_LABELS if labels is None else labels[..., None] for labels in label_maps],
         "matrix": snap(np.concatenate([clip.plan.matrices for clip in clips]), size).matrices,
         "fill": fills.reshape(-1, 1, 1, 3),

@@ -40,6 +40,13 @@ def whole_jpeg(clip: EncodedClip, index: int) -> bytes:
     return data if data.endswith(IMAGE_END) else data + IMAGE_END
 
 
+def checked_jpeg(clip: EncodedClip, index: int) -> bytes:
+    """`whole_jpeg` for decoders that fill up what is missing: proven complete if its end marker had to be added."""
+    if not clip.frames[index].image.endswith(IMAGE_END):
+        decode_jpeg(clip, index)
+    return whole_jpeg(clip, index)
+
+
 def jpeg_size(clip: EncodedClip, index: int) -> tuple[int, int]:
     """(height, width) from the JPEG's header. Raises DataError."""
     try:

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageEnhance
 
-from pipelines.executors.encoded import bad_image, decode_labels, fill_colour, whole_jpeg
+from pipelines.executors.encoded import bad_image, checked_jpeg, decode_labels, fill_colour
 from pipelines.executors.frames import FrameExecutor
 from pipelines.types import ClipPixels, ClipSteps, ColourStep, EncodedClip
 
@@ -88,7 +88,7 @@ def warp(
 
 def _open_image(clip: EncodedClip, index: int) -> Image.Image:
     try:
-        with Image.open(io.BytesIO(whole_jpeg(clip, index)), formats=("JPEG",)) as image:
+        with Image.open(io.BytesIO(checked_jpeg(clip, index)), formats=("JPEG",)) as image:
             return image.convert("RGB")
     except (OSError, SyntaxError) as error:
         raise bad_image(clip.plan, index, str(error)) from error

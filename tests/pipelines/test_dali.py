@@ -96,6 +96,13 @@ def test_bytes_that_are_no_jpeg_never_reach_dali() -> None:
         make_executor("dali")([broken])
 
 
+def test_a_truncated_image_is_named_though_dali_would_fill_it_up() -> None:
+    image = frame(picture(0, 60, 80), None).image
+    cut = EncodedClip(plan(4), (EncodedFrame(image[: len(image) // 2], None),), "lz4")
+    with pytest.raises(DataError, match=r"clip 4, data set 0, video row 3, frame row 7: expected a JPEG"):
+        make_executor("dali")([cut])
+
+
 def test_missing_dali_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delitem(sys.modules, "pipelines.executors.dali", raising=False)
     monkeypatch.setitem(sys.modules, "nvidia.dali", None)
