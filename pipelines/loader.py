@@ -14,6 +14,8 @@ from dataclasses import dataclass, fields
 from types import TracebackType
 from typing import Any, Protocol
 
+import torch
+
 from pipelines.source import ClipSource
 from pipelines.types import Batch, ClipPixels, ClipPlan, EncodedClip, Executor
 
@@ -59,7 +61,8 @@ class ClipLoader:
     Rank r of R gets the r-th of R equal parts of each global batch, in clip order, so that the parts of all ranks one
     after the other are the same batch for every R. Files are read by `threads` threads up to `look_ahead` batches
     ahead; plans, executor and assembly run in one thread of their own, in step order. An error of that work is raised
-    in the loop over the batches, after the batches before it, with a note naming the clips.
+    in the loop over the batches, after the batches before it, with a note naming the clips. The one thread works on the
+    CUDA device that is current where the iteration begins.
 
     The threads start with the first batch and end with the iteration: at its end, on break, on an exception, on close()
     and when the loader is dropped. Iterating again goes on with the step after the last batch handed out. The executor
@@ -190,6 +193,8 @@ class _Feed:
         self._work = work
         self._steps = steps
         self._stopping = threading.Event()
+        # The current CUDA device belongs to a thread: without this, ranks would pin memory and launch work on device 0.
+        self._device = torch.cuda.current_device() if torch.cuda.is_initialized() else None
         self._own_threads: set[int] = set()
         self._readers = ThreadPoolExecutor(work.threads, "clip-reader", initializer=self._sign_in)
         # A daemon, because Python waits for other threads before it would call the finalizer that ends this one.
@@ -216,6 +221,8 @@ class _Feed:
     def _run(self) -> None:
         self._sign_in()
         try:
+            if self._device is not None:
+                torch.cuda.set_device(self._device)
             for made in self._make_batches():
                 self.ready.put(made)
             if not self._stopping.is_set():

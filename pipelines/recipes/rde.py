@@ -8,6 +8,7 @@ from typing import NamedTuple
 import numpy as np
 
 from pipelines.augmentation import (
+    ClipColours,
     Crop,
     Jitter,
     Matrix,
@@ -110,22 +111,7 @@ class RdeVideo:
                 break
         order = request.stream(StreamName.OBJECTS, trial=trial).permutation(len(view.objects.ids))
         damage = request.stream(StreamName.DAMAGE)
-        colours = draw_colours(
-            request.stream(StreamName.COLOUR, trial=trial),
-            self.num_frames,
-            clip_jitter=self.clip_jitter,
-            grayscale=self.grayscale,
-            frame_jitter=self.frame_jitter,
-            mean_grey=luma(self.fill),
-        )
-        steps = ClipSteps(
-            view.flip_width is not None,
-            view.crop,
-            colours.clip_steps,
-            colours.grayscale,
-            view.affines[:, :2],
-            colours.frame_steps,
-        )
+        colours = self._draw_colours(request, trial)
         return ClipPlan(
             number=request.number,
             dataset=request.dataset,
@@ -139,7 +125,7 @@ class RdeVideo:
             damage_key=damage.key(),
             damage_iou=None if self.damage_iou is None else damage.uniform(*self.damage_iou),
             trial=trial,
-            steps=steps,
+            steps=_record(view, colours),
         )
 
     def _view(self, request: ClipRequest, trial: int) -> _View:
@@ -154,6 +140,16 @@ class RdeVideo:
         affines = affine_matrices(rotations, shears, self.size)
         matrices = crop_matrix(crop, self.size, flip_width=flip_width) @ affines
         return _View(frames, request.shard_set.objects(frames[0]), crop, flip_width, affines, matrices)
+
+    def _draw_colours(self, request: ClipRequest, trial: int) -> ClipColours:
+        return draw_colours(
+            request.stream(StreamName.COLOUR, trial=trial),
+            self.num_frames,
+            clip_jitter=self.clip_jitter,
+            grayscale=self.grayscale,
+            frame_jitter=self.frame_jitter,
+            mean_grey=luma(self.fill),
+        )
 
     def _choose_frames(self, request: ClipRequest, trial: int) -> tuple[int, ...]:
         rows = annotated_frames(request.shard_set, request.video)
@@ -175,6 +171,17 @@ class _View(NamedTuple):
     flip_width: int | None
     affines: Matrix
     matrices: Matrix
+
+
+def _record(view: _View, colours: ClipColours) -> ClipSteps:
+    return ClipSteps(
+        flip=view.flip_width is not None,
+        crop=view.crop,
+        clip_colours=colours.clip_steps,
+        grayscale=colours.grayscale,
+        affines=view.affines[:, :2],
+        frame_colours=colours.frame_steps,
+    )
 
 
 def choose_positions(stream: Stream, count: int, max_gap: int, num_frames: int) -> list[int]:

@@ -191,6 +191,16 @@ def test_an_error_in_the_loop_ends_the_threads(dataset):
     assert loader_threads() == []
 
 
+def test_batches_are_made_on_the_cuda_device_of_the_consumer(dataset, monkeypatch):
+    chosen = {}
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 3)
+    monkeypatch.setattr(torch.cuda, "set_device", lambda device: chosen.setdefault(threading.get_ident(), device))
+    executor = RecordingExecutor()
+    list(make_loader(dataset, executor, steps=2))
+    assert chosen == dict.fromkeys(executor.threads, 3)
+
+
 def test_an_interrupt_while_waiting_for_a_batch_ends_the_threads(dataset):
     class SlowExecutor(RecordingExecutor):
         def __call__(self, clips):
