@@ -9,6 +9,7 @@ import numpy as np
 from shards import png
 from shards.findings import Finding, RefusedError
 from shards.masks import VOID, FrameObjects, MaskCodec, encode_label_map, find_objects
+from shards.palettes import voc_palette
 
 # More ids than this in a mask without a palette are grey levels, not objects.
 MAX_GREY_IDS = 64
@@ -60,18 +61,6 @@ def read_mask(data: bytes, codec: MaskCodec) -> SourceMask:
     )
 
 
-def davis_palette() -> bytes:
-    """The DAVIS (PASCAL VOC) colour map, 768 bytes RGB: an id's bits 0, 3, 6 become the top bits of red, and so on."""
-    ids = np.arange(256, dtype=np.uint8)
-    colours = np.zeros((256, 3), np.uint8)
-    for bit in range(8):
-        for channel in range(3):
-            source_bit = 3 * bit + channel
-            if source_bit < 8:
-                colours[:, channel] |= ((ids >> source_bit) & 1) << (7 - bit)
-    return colours.tobytes()
-
-
 def _palette_ids(pixels: np.ndarray, header: png.PngHeader) -> np.ndarray:
     entries = len(header.palette or b"") // 3
     highest = int(pixels.max())
@@ -94,7 +83,7 @@ def _coloured_ids(pixels: np.ndarray, header: png.PngHeader) -> np.ndarray:
             remedy="store the ids as an indexed PNG",
         )
     _require_opaque(pixels[..., 3:])
-    palette = np.frombuffer(davis_palette(), np.uint8).reshape(256, 3)
+    palette = np.frombuffer(voc_palette(), np.uint8).reshape(256, 3)
     codes = _packed(palette)
     order = np.argsort(codes)
     wanted = _packed(pixels[..., :3])  # (H, W)

@@ -8,9 +8,9 @@ from pathlib import Path
 from shards.errors import DataError
 from shards.manifest import write_bytes
 from shards.masks import decode_label_map
+from shards.palettes import voc_palette
 from shards.png import encode_indexed
 from shards.reader import ShardSet
-from shards.source_masks import davis_palette
 
 
 def unshard(shard_set: ShardSet, out: Path, report: Callable[[int], None]) -> None:
@@ -38,12 +38,12 @@ def _write_video(shard_set: ShardSet, video: int, out: Path) -> None:
     images, masks = (out / folder / resolution / name for folder in ("JPEGImages", "Annotations"))
     images.mkdir(parents=True)
     masks.mkdir(parents=True)
-    palette = shard_set.videos.stored_palette(video) or davis_palette()
+    palette = shard_set.videos.stored_palette(video) or voc_palette()
     for frame in shard_set.frame_rows(video):
         encoded = shard_set.read(frame)
         (images / shard_set.file_name(frame)).write_bytes(encoded.image)
         if encoded.mask is not None:
             labels = decode_label_map(encoded.mask, shard_set.mask_codec)
             # Masks of other encodings in the same video may hold ids that a short palette has no entry for.
-            missing = davis_palette()[len(palette) : 3 * int(labels.max()) + 3]
+            missing = voc_palette()[len(palette) : 3 * int(labels.max()) + 3]
             (masks / f"{shard_set.frame_name(frame)}.png").write_bytes(encode_indexed(labels, palette + missing))

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import sys
+
 if __name__ == "__main__":
-    import sys
     from pathlib import Path
 
     # Replaced, not inserted: with tools/ on the path its modules would shadow installed ones.
@@ -137,7 +138,10 @@ def _build(request: BuildRequest, plan: Plan) -> BuildResult:
     bar = _Bar(sum(size.num_frames for size in plan.sizes.values()))
     try:
         return build(request, plan, bar.show)
-    except (OSError, KeyboardInterrupt) as error:
+    except KeyboardInterrupt:
+        print(f"\n{RESUME}", file=sys.stderr)
+        raise
+    except OSError as error:
         error.add_note(RESUME)
         raise
     finally:

@@ -1,0 +1,149 @@
+"""Checking: sound sets pass, and every changed byte is found and placed."""
+
+from __future__ import annotations
+
+import shutil
+
+import numpy as np
+import pytest
+
+from shards.check import check_set, rebuild_index
+from shards.errors import DataError
+from shards.manifest import read_manifest, write_bytes
+from shards.reader import ShardSet
+from tests.shards.small_tree import build_set
+
+
+def silent(facts):
+    pass
+
+
+def problems(root, jobs=1):
+    return check_set(root, jobs, silent).problems
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory):
+    from tests.shards.small_tree import label_maps, write_tree
+
+    folder = tmp_path_factory.mktemp("check")
+    tree = write_tree(folder / "tree", {"bear": label_maps(3, (1, 2)), "cup": [*label_maps(1, (3,)), None]})
+    return build_set(tree, folder / "out", shard_size=8_000).root
+
+
+@pytest.fixture
+def root(built, tmp_path):
+    return shutil.copytree(built, tmp_path / "set")
+
+
+def flip(path, position, bit=0):
+    data = bytearray(path.read_bytes())
+    data[position] ^= 1 << bit
+    path.write_bytes(data)
+
+
+@pytest.mark.parametrize("jobs", [1, 2, 5])
+def test_a_sound_set_has_no_problems(root, jobs):
+    seen = []
+    outcome = check_set(root, jobs, seen.append)
+    assert outcome.problems == () and tuple(seen) == outcome.manifest.shards
+    assert len(seen) == 2
+
+
+def test_a_flipped_bit_at_every_kind_of_place_in_a_tar_is_found_and_placed(root):
+    facts = read_manifest(root).shards[0]
+    path = root / facts.name
+    sound = path.read_bytes()
+    with ShardSet.open(root) as shard_set:
+        image, mask = shard_set.read(1).image, shard_set.read(1).mask
+    frame = f"{facts.name}, video bear, frame 00001"
+    places = {
+        "first header's name": (3, "no tar header at byte 0"),
+        "first header's padding": (511, "headers or padding"),
+        "facts of the video": (sound.index(b'"kind"') + 9, "headers or padding"),
+        "image": (sound.index(image) + len(image) // 2, frame),
+        "padding after the image": (sound.index(image) + len(image), "headers or padding"),
+        "header of the mask": (sound.index(mask) - 500, "no tar header"),
+        "mask": (sound.index(mask) + 20, frame),
+        "end of the archive": (len(sound) - 1, "two zero blocks"),
+    }
+    for place, (position, expected) in places.items():
+        flip(path, position)
+        found = problems(root)
+        assert any("SHA-256" in problem.found for problem in found), place
+        assert any(expected in problem.place + problem.found for problem in found), (place, found)
+        path.write_bytes(sound)
+    assert problems(root) == ()
+
+
+def test_random_flips_in_tars_and_index_are_all_found(root):
+    generator = np.random.default_rng(7)
+    files = [*sorted(root.glob("*.tar")), *sorted(root.glob("index/*.arrow"))]
+    for path in files:
+        sound = path.read_bytes()
+        for position in generator.integers(0, len(sound), 12):
+            flip(path, int(position), int(generator.integers(8)))
+            assert any(path.name in problem.place for problem in problems(root)), (path.name, position)
+            path.write_bytes(sound)
+
+
+@pytest.mark.parametrize("table", ["videos", "frames", "objects"])
+def test_a_damaged_index_is_made_again(root, table):
+    path = root / "index" / f"{table}.arrow"
+    sound = path.read_bytes()
+    flip(path, len(sound) // 2)
+    (found,) = problems(root)
+    assert found.place == str(path) and f"from byte {len(sound) // 2} on" in found.found
+    assert "--rebuild-index" in found.remedy
+    path.unlink()
+    assert [problem.found for problem in problems(root)] == ["missing"]
+    rebuild_index(root)
+    assert path.read_bytes() == sound and problems(root) == ()
+
+
+def test_missing_cut_and_extra_tars_are_found(root):
+    path = root / read_manifest(root).shards[1].name
+    sound = path.read_bytes()
+    path.write_bytes(sound[:-512])
+    assert any("bytes, SHA-256" in problem.found for problem in problems(root))
+    path.unlink()
+    assert [(problem.place, problem.found) for problem in problems(root)] == [(str(path), "missing")]
+    path.write_bytes(sound)
+    (root / "stray.tar").touch()
+    assert [problem.found for problem in problems(root)] == ["a tar that the manifest does not list"]
+
+
+def test_a_manifest_with_other_counts_or_edited_by_hand_is_found(root):
+    path = root / "manifest.json"
+    sound = path.read_bytes()
+    path.write_bytes(sound.replace(b'"num_videos": 2', b'"num_videos": 3'))
+    assert any(problem.found == "videos: 3, the tars hold 2" for problem in problems(root))
+    path.write_bytes(sound.replace(b'"train": 2', b'"train": 1'))
+    assert any(problem.found == "splits: {'train': 1}, the tars hold {'train': 2}" for problem in problems(root))
+    path.write_bytes(sound.replace(b"\n", b""))
+    assert [problem.found for problem in problems(root)] == ["not in canonical form: somebody edited it"]
+    path.write_bytes(sound.replace(b'"format_version": 1', b'"format_version": 2'))
+    with pytest.raises(DataError, match="a manifest of format 1, found format 2"):
+        problems(root)
+    path.write_bytes(sound[:50])
+    with pytest.raises(DataError, match=r"manifest\.json: expected a manifest of format 1"):
+        problems(root)
+
+
+def test_a_list_of_refusals_that_does_not_fit_is_found(root):
+    write_bytes(root / "rejected.jsonl", b"{}\n")
+    assert "cannot be read" in problems(root)[0].found
+    (root / "rejected.jsonl").unlink()
+    assert "cannot be read" in problems(root)[0].found
+
+
+def test_an_image_that_does_not_decode_is_found_even_where_all_sums_fit(tmp_path, tree, monkeypatch):
+    from shards import convert
+    from shards.images import SourceImage
+
+    monkeypatch.setattr(convert, "read_image", lambda data: SourceImage(data, (40, 56), ()))
+    bad = tree / "JPEGImages/480p/fox/00002.jpg"
+    bad.write_bytes(bad.read_bytes()[:-100])
+    root = build_set(tree, tmp_path / "out").root
+    (found,) = problems(root)
+    assert found.place.endswith("video fox, frame 00002") and "Premature end" in found.found

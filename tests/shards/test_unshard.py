@@ -1,0 +1,112 @@
+"""Back to the original layout, and the other readers that a shard is promised to."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import webdataset
+from PIL import Image
+
+from shards.errors import DataError
+from shards.manifest import read_manifest
+from shards.masks import MASK_CODECS
+from shards.reader import ShardSet
+from shards.unshard import unshard
+from tests.shards.small_tree import build_set, files_of, label_maps, saved, write_tree
+
+
+def silent(frames):
+    pass
+
+
+def given_back(root, out):
+    with ShardSet.open(root) as shard_set:
+        unshard(shard_set, out, silent)
+    return out
+
+
+def pixels_and_palette(path):
+    with Image.open(path) as image:
+        return np.array(image), image.palette.palette
+
+
+def assert_same_tree(source, out):
+    before, after = files_of(source), files_of(out)
+    folders = ("JPEGImages/", "ImageSets/2017/")
+    for path, data in before.items():
+        if path.startswith(folders):
+            assert after[path] == data, path
+    assert {path for path in after if path.startswith("JPEGImages")} <= set(before)
+    masks = {path for path in before if path.startswith("Annotations")}
+    assert {path for path in after if path.startswith("Annotations")} == masks
+    for path in masks:
+        (wanted, palette), (found, kept) = pixels_and_palette(source / path), pixels_and_palette(out / path)
+        np.testing.assert_array_equal(found, wanted, err_msg=path)
+        assert kept == palette, path
+
+
+@pytest.mark.parametrize("codec", MASK_CODECS)
+def test_a_tree_comes_back_jpegs_byte_for_byte_masks_with_ids_and_palette(tree, tmp_path, codec):
+    for name, new in (("fox/00001.jpg", "fox/00001.JPG"), ("bear/00002.jpg", "bear/00002.jpeg")):
+        (tree / "JPEGImages/480p" / name).rename(tree / "JPEGImages/480p" / new)
+    (tree / "ImageSets/2017/val.txt").write_text("bear\ncup\ndance\n")
+    assert_same_tree(tree, given_back(build_set(tree, tmp_path / "out", mask_codec=codec).root, tmp_path / "back"))
+
+
+def test_what_came_back_makes_the_same_shards(tree, tmp_path):
+    first = build_set(tree, tmp_path / "one")
+    back = given_back(first.root, tmp_path / "back")
+    second = build_set(back, tmp_path / "two")
+    assert [facts.sha256 for facts in second.manifest.shards] == [facts.sha256 for facts in first.manifest.shards]
+
+
+def test_the_shorter_palette_of_a_video_is_kept_and_lengthened_only_where_ids_need_it(tmp_path):
+    tree = write_tree(tmp_path / "tree", {"one": label_maps(2, (1, 2))})
+    masks = tree / "Annotations/480p/one"
+    short = Image.fromarray(label_maps(2, (1, 2))[0]).convert("P")
+    short.putpalette(bytes(range(9)))
+    (masks / "00000.png").write_bytes(saved(short, "png", bits=2))
+    (masks / "00001.png").write_bytes(saved(Image.fromarray(label_maps(2, (1, 5))[1]), "png"))
+    out = given_back(build_set(tree, tmp_path / "out").root, tmp_path / "back")
+    assert pixels_and_palette(out / "Annotations/480p/one/00000.png")[1][:9] == bytes(range(9))
+    np.testing.assert_array_equal(
+        pixels_and_palette(out / "Annotations/480p/one/00001.png")[0], label_maps(2, (1, 5))[1]
+    )
+
+
+def test_real_video_comes_back(shared_data, tmp_path):
+    source = shared_data / "davis_mini"
+    out = given_back(build_set(source, tmp_path / "out").root, tmp_path / "back")
+    for path, data in files_of(source / "JPEGImages").items():
+        assert (out / "JPEGImages" / path).read_bytes() == data
+    for path in files_of(source / "Annotations"):
+        (wanted, palette) = pixels_and_palette(source / "Annotations" / path)
+        (found, kept) = pixels_and_palette(out / "Annotations" / path)
+        np.testing.assert_array_equal(found, wanted)
+        assert kept == palette
+
+
+def test_a_folder_with_something_in_it_is_refused(tree, tmp_path):
+    root = build_set(tree, tmp_path / "out").root
+    with pytest.raises(DataError, match="expected an empty or new folder"):
+        given_back(root, tree)
+
+
+def test_stock_webdataset_reads_a_png_set(tree, tmp_path):
+    root = build_set(tree, tmp_path / "out", mask_codec="png", shard_size=20_000).root
+    paths = [str(root / facts.name) for facts in read_manifest(root).shards]
+    found = {}
+    for sample in webdataset.WebDataset(paths, shardshuffle=False, empty_check=False).decode("pil"):
+        found[sample["__key__"]] = sample
+    with ShardSet.open(root) as shard_set:
+        assert list(found) == [
+            f"{shard_set.videos.names[video]}/{shard_set.frame_name(frame)}"
+            for video in range(shard_set.num_videos)
+            for frame in shard_set.frame_rows(video)
+        ]
+    for frame, labels in enumerate(label_maps(4, (1, 7, 254), seed=3)):
+        sample = found[f"dance/{frame:05d}"]
+        np.testing.assert_array_equal(np.array(sample["png"]), labels)
+        assert sample["jpg"].size == (56, 40)
+    assert "png" not in found["cup/00001"]
+    assert found["eel%2Ev2%20%E6%97%A5%E6%9C%AC/00000"]["video.json"]["name"] == "eel.v2 日本"
