@@ -27,7 +27,7 @@ def run(tool: Callable[[list[str]], int], arguments: list[str] | None = None) ->
     """Run `tool(arguments)` and exit with its status.
 
     ValueError and OSError (bad data, bad paths) become one line and status 1; an exception whose class sets
-    `exit_status` uses that (ConfigError: 2); Ctrl-C gives 130. Anything else is a defect of ours and keeps its traceback.
+    `exit_status` uses that (ConfigError: 2); Ctrl-C gives 130. Anything else is our defect and keeps its traceback.
     VOSFORGE_TRACEBACK=1 shows the traceback always.
     """
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)

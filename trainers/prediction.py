@@ -20,7 +20,7 @@ from torch import Tensor
 from models.masks import aggregate, aggregate_probabilities, pad_to_multiple, unpad
 from models.memory import BANK_MODES, BankMode, MemoryBank
 from models.rde import KeyFeatures, Rde
-from pipelines.pictures import IMAGENET_DEVIATION, IMAGENET_MEAN
+from pipelines.assembly import IMAGE_DEVIATION, IMAGE_MEAN
 from shards.masks import VOID
 from trainers.label_files import LabelMap
 
@@ -201,7 +201,7 @@ def _step(segmenter: Segmenter, pixels: Tensor) -> Tensor:
 
 def _normalised(pixels: Tensor) -> Tensor:
     """(H, W, 3) uint8 -> (1, 3, H, W) float32."""
-    mean, deviation = (torch.tensor(values, device=pixels.device) for values in (IMAGENET_MEAN, IMAGENET_DEVIATION))
+    mean, deviation = (torch.tensor(values, device=pixels.device) for values in (IMAGE_MEAN, IMAGE_DEVIATION))
     return ((pixels / 255 - mean) / deviation).permute(2, 0, 1)[None]
 
 

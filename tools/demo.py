@@ -1,0 +1,167 @@
+"""The whole way on two cores in minutes: shard -> check -> train -> segment -> evaluate, on made-up video or on yours.
+
+Every step is one of the other tools, run as you would run it; the command is printed first.
+"""
+
+from __future__ import annotations
+
+if __name__ == "__main__":
+    import sys
+    from pathlib import Path
+
+    sys.path[0] = str(Path(__file__).resolve().parent.parent)
+
+import json
+import os
+import shlex
+import shutil
+import statistics
+import subprocess
+import sys
+import time
+from argparse import Namespace
+from pathlib import Path
+
+from tqdm import tqdm
+
+from shards.errors import DataError
+from shards.reader import ShardSet
+from shards.sources.moving_shapes import MovingShapes, write_moving_shapes
+from tools.cli import Parser, run
+from trainers.checkpoints import list_checkpoints
+from trainers.config import Config, load_config
+from trainers.journal import read_journal
+from trainers.preview import clip_sheet, result_sheet
+from trainers.videos import open_videos
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+CONFIG = REPOSITORY / "trainers" / "configs" / "demo.yaml"
+MARKER = "made_by_demo"
+SHEET_VIDEOS = 3
+
+
+class StepFailedError(Exception):
+    """A tool of the demo did not end well; it has said why itself."""
+
+
+def main() -> None:
+    """Console script."""
+    run(demo)
+
+
+def demo(arguments: list[str]) -> int:
+    """The tool; returns its exit status."""
+    options = _parse(arguments)
+    started = time.perf_counter()
+    out = _fresh_folder(options.output)
+    davis = options.davis or _make_videos(out / "davis")
+    shard_set = out / "shards" / "davis2017"
+    overrides = [f"stages.0.data.0.path={shard_set}", f"output={out / 'run'}"]
+    if options.steps is not None:
+        overrides.append(f"stages.0.steps={options.steps}")
+    try:
+        _tool("shard", "davis2017", davis, out / "shards")
+        _tool("check", shard_set)
+        split = _split_to_score(shard_set)
+        _tool("train", os.path.relpath(CONFIG), *overrides)
+        newest, *_, untrained = list_checkpoints(out / "run")
+        for name, weights in (("before", untrained), ("after", newest)):
+            _tool("segment", "--model", "rde", "--weights", weights, shard_set, out / name, "--split", split)
+            _tool("evaluate", out / name, shard_set, "--split", split)
+    except StepFailedError as failure:
+        print(failure, file=sys.stderr)
+        return 1
+    pictures = _draw(out, load_config(CONFIG, overrides), shard_set, split)
+    print(_summary(out, shard_set, split, time.perf_counter() - started))
+    print("pictures: " + ", ".join(map(str, pictures)))
+    return 0
+
+
+def _parse(arguments: list[str]) -> Namespace:
+    parser = Parser(prog="demo.py", description=__doc__)
+    parser.add_argument("--davis", type=Path, metavar="FOLDER", help="videos in the DAVIS 2017 layout (default: made)")
+    parser.add_argument(
+        "--output", type=Path, default=Path("demo_output"), metavar="FOLDER", help="default: %(default)s"
+    )
+    parser.add_argument("--steps", type=int, metavar="N", help="training steps (default: as in the demo's config)")
+    options = parser.parse_args(arguments)
+    if options.steps is not None and options.steps < 1:
+        parser.error(f"--steps is {options.steps}, expected at least 1")
+    return options
+
+
+def _fresh_folder(out: Path) -> Path:
+    """An empty folder for this demo. An earlier demo's is emptied; anything else that is in the way stays."""
+    if out.exists():
+        if not (out / MARKER).exists() and (not out.is_dir() or any(out.iterdir())):
+            raise DataError(
+                out, expected="no folder, or one of an earlier demo", found="other files", remedy="give --output FOLDER"
+            )
+        shutil.rmtree(out)
+    out.mkdir(parents=True)
+    (out / MARKER).touch()
+    return out
+
+
+def _make_videos(folder: Path) -> Path:
+    shapes = MovingShapes()
+    print(f"making {shapes.num_train} + {shapes.num_val} videos of moving shapes in the DAVIS layout: {folder}")
+    num_frames = (shapes.num_train + shapes.num_val) * shapes.num_frames
+    with tqdm(total=num_frames, unit="frame", desc="made", disable=None) as bar:
+        write_moving_shapes(folder, shapes, on_frame=bar.update)
+    return folder
+
+
+def _tool(name: str, *arguments: str | Path) -> None:
+    """Run tools/<name>.py as a person would. Raises StepFailedError if it does not end with status 0."""
+    command = [f"tools/{name}.py", *map(str, arguments)]
+    print(f"\n$ python {shlex.join(command)}", flush=True)
+    script = REPOSITORY / "tools" / f"{name}.py"
+    status = subprocess.run([sys.executable, str(script), *command[1:]], check=False).returncode
+    if status in (128 + 2, -2):  # Ctrl-C
+        raise KeyboardInterrupt
+    if status != 0:
+        raise StepFailedError(f"demo.py: tools/{name}.py ended with status {status}; its message is above")
+
+
+def _split_to_score(path: Path) -> str:
+    """`val` where the set has it, otherwise what it was trained on."""
+    with ShardSet.open(path) as shard_set:
+        return "val" if "val" in shard_set.manifest.splits else "train"
+
+
+def _draw(out: Path, config: Config, shard_set: Path, split: str) -> tuple[Path, Path]:
+    clips, masks = out / "clips.png", out / "masks.png"
+    clip_sheet(config, stage=0, step=0).save(clips)
+    source = open_videos(shard_set)
+    results = {"before training": out / "before", "after training": out / "after"}
+    result_sheet(source, results, source.select(split)[:SHEET_VIDEOS]).save(masks)
+    return clips, masks
+
+
+def _summary(out: Path, path: Path, split: str, seconds: float) -> str:
+    with ShardSet.open(path) as shard_set:
+        built = f"{shard_set.num_videos} videos, {shard_set.num_frames} frames"
+    reports = [record for record in read_journal(out / "run") if record["kind"] == "report"]
+    paces = [record["clips_per_second"] for record in reports if "clips_per_second" in record]
+    before, after = (_global_score(out / name, split) for name in ("before", "after"))
+    rows = {
+        "shard set": built,
+        "training": f"{reports[-1]['step']} steps",
+        "loss, first and last report": f"{reports[0]['loss']:.3f} -> {reports[-1]['loss']:.3f}",
+        "clips/s (median report)": f"{statistics.median(paces):.1f}" if paces else "too few steps",
+        f"J&F on {split} before training": f"{before:.3f}",
+        f"J&F on {split} after training": f"{after:.3f}",
+        "the whole demo": f"{seconds:.0f} s",
+    }
+    width = max(map(len, rows))
+    return "\n" + "\n".join(f"{name:{width}}  {value}" for name, value in rows.items())
+
+
+def _global_score(folder: Path, split: str) -> float:
+    scores = json.loads((folder / f"results-{split}.json").read_text(encoding="utf-8"))
+    return float(scores["global"]["J&F-Mean"])
+
+
+if __name__ == "__main__":
+    main()
