@@ -1,0 +1,184 @@
+"""Measure what clips, scores and builds cost, each beside its alternative in the same run."""
+
+from __future__ import annotations
+
+if __name__ == "__main__":
+    import sys
+    from pathlib import Path
+
+    sys.path[0] = str(Path(__file__).resolve().parent.parent)  # replaced: tools/ itself must not be importable from
+
+import json
+import tempfile
+from argparse import Namespace
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+
+from pipelines.benchmark import ClipTiming, describe_machine, time_clips
+from pipelines.build_benchmark import BuildTiming, time_build
+from pipelines.executors import EXECUTORS
+from pipelines.recipes.rde import RdeVideo
+from pipelines.sampling import MixEntry
+from pipelines.source import ClipSource
+from shards.build import build, silent
+from shards.manifest import write_bytes
+from shards.masks import MASK_CODECS
+from shards.plan import BuildRequest, make_plan
+from shards.reader import ShardSet
+from shards.sources.moving_shapes import MovingShapes, write_moving_shapes
+from tools.cli import Parser, run
+from trainers.provenance import read_versions
+from trainers.scoring_benchmark import ScoringTiming, time_scoring
+
+FULL_SIZE = MovingShapes(num_train=6, num_val=2, num_frames=20, height=480, width=854)
+"""Made where no data is given: DAVIS's frame size, because costs go with pixels."""
+
+
+def main() -> None:
+    """Entry of the console script."""
+    run(benchmark)
+
+
+def benchmark(arguments: list[str]) -> int:
+    """Measure, print a table, write JSON if asked. Returns the exit status."""
+    options = _parse(arguments)
+    torch.set_num_threads(1)
+    with tempfile.TemporaryDirectory(prefix="benchmark-", dir=options.scratch) as folder:
+        result, table = BENCHMARKS[options.what](options, Path(folder))
+    machine, versions = describe_machine(), read_versions()
+    print(f"{machine['processor']}, {machine['cores']} cores; commit {versions['commit'][:12]}; CPU time, medians\n")
+    print(table)
+    if options.json is not None:
+        report = {"benchmark": options.what, "machine": machine, "versions": versions, "result": result}
+        write_bytes(options.json, (json.dumps(report, indent=2) + "\n").encode())
+        print(f"\nwritten: {options.json}")
+    return 0
+
+
+def _parse(arguments: list[str]) -> Namespace:
+    parser = Parser(prog="benchmark.py", description=__doc__)
+    commands = parser.add_subparsers(dest="what", required=True)
+    clips = commands.add_parser("clips", help="clips per second and core of the executors")
+    clips.add_argument("dataset", type=Path, nargs="?", help="shard set (default: moving shapes, made on the spot)")
+    clips.add_argument("--split", default="train", help="which videos (default: %(default)s)")
+    clips.add_argument("--clips", type=int, default=16, help="clips per round (default: %(default)s)")
+    clips.add_argument(
+        "--executors", nargs="+", choices=list(EXECUTORS), default=["cpu", "paper"], help="default: cpu paper"
+    )
+    scoring = commands.add_parser("scoring", help="milliseconds per scored object and frame")
+    scoring.add_argument("truth", type=Path, nargs="?", help="folder in the DAVIS layout (default: moving shapes)")
+    scoring.add_argument("results", type=Path, nargs="?", help="folder of <video>/<frame>.png")
+    shards = commands.add_parser("build", help="megabytes of source per second and core when building shards")
+    shards.add_argument("source", type=Path, nargs="?", help="folder in the DAVIS layout (default: moving shapes)")
+    shards.add_argument("--mask-codec", choices=MASK_CODECS, default="lz4", help="default: %(default)s")
+    for command, rounds in ((clips, 5), (shards, 3)):
+        command.add_argument("--rounds", type=int, default=rounds, help="turns that count (default: %(default)s)")
+    for command in (clips, scoring, shards):
+        command.add_argument("--json", type=Path, metavar="FILE", help="write the numbers there, too")
+        command.add_argument("--scratch", type=Path, help="folder for temporary files (default: the system's)")
+    options = parser.parse_args(arguments)
+    if options.what == "scoring" and (options.truth is None) != (options.results is None):
+        parser.error("give both TRUTH and RESULTS or neither")
+    if min(vars(options).get("clips", 1), vars(options).get("rounds", 1)) < 1:
+        parser.error("--clips and --rounds must be at least 1")
+    return options
+
+
+def _measure_clips(options: Namespace, scratch: Path) -> tuple[dict[str, object], str]:
+    with ShardSet.open(options.dataset or _made_shards(scratch)) as shard_set:
+        source = ClipSource([MixEntry(shard_set, options.split)], RdeVideo(), seed=0, steps=1000, batch_size=4)
+        clips = [source.read(source.plan(number)) for number in range(options.clips)]
+        codec, name = shard_set.mask_codec, shard_set.name
+    timing = time_clips(clips, options.executors, rounds=options.rounds)
+    title = f"{timing.num_clips} clips of {timing.num_frames} frames of {name}, {codec} masks, RDE's recipe, one thread"
+    return asdict(timing) | {"dataset": name, "mask_codec": codec}, f"{title}\n\n{_clip_table(timing)}"
+
+
+def _clip_table(timing: ClipTiming) -> str:
+    lines = [f"{'executor':<14}{'ms per clip':>12}{'clips/s':>10}{'ms per frame':>14}"]
+    rows = timing.executors | {"decode alone": timing.stages["decode"]}
+    for name, cost in rows.items():
+        lines.append(f"{name:<14}{cost:>12.2f}{1e3 / cost:>10.1f}{cost / timing.num_frames:>14.3f}")
+    if {"cpu", "paper"} <= set(timing.executors):
+        lines.append(f"\npaper / cpu: {timing.executors['paper'] / timing.executors['cpu']:.2f}")
+    lines.append(f"\n{'stage of cpu':<14}{'ms per clip':>12}{'share':>10}")
+    for name, cost in timing.stages.items():
+        share = "(after it)" if name == "assembly" else f"{cost / timing.executors.get('cpu', float('nan')):.0%}"
+        lines.append(f"{name:<14}{cost:>12.2f}{share:>10}")
+    return "\n".join(lines)
+
+
+def _measure_scoring(options: Namespace, scratch: Path) -> tuple[dict[str, object], str]:
+    truth, results = options.truth, options.results
+    if truth is None:
+        write_moving_shapes(truth := scratch / "davis", FULL_SIZE)
+        _write_shifted(truth / "Annotations" / "480p", results := scratch / "results")
+    timing = time_scoring(truth, results)
+    return asdict(timing), _scoring_table(timing)
+
+
+def _scoring_table(timing: ScoringTiming) -> str:
+    rows = {
+        "J and F": timing.cpu_ms_per_object_frame,
+        "plain transcription": timing.reference_cpu_ms_per_object_frame,
+        "reading the PNGs alone": timing.decoding_cpu_ms_per_object_frame,
+    }
+    lines = [f"{timing.object_frames} object-frames, both label maps read from PNG\n"]
+    lines += [f"{name:<24}{cost:>8.3f} ms per object and frame" for name, cost in rows.items()]
+    return "\n".join(lines)
+
+
+def _write_shifted(masks: Path, results: Path) -> None:
+    """Results that miss the truth by three pixels, so that boundaries have to be matched."""
+    for path in sorted(masks.glob("*/*.png")):
+        target = results / path.parent.name / path.name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with Image.open(path) as image:
+            moved = Image.fromarray(np.roll(np.asarray(image), 3, axis=1))
+            moved.putpalette(image.getpalette() or [])
+        moved.save(target)
+
+
+def _measure_build(options: Namespace, scratch: Path) -> tuple[dict[str, object], str]:
+    source = options.source
+    if source is None:
+        write_moving_shapes(source := scratch / "davis", FULL_SIZE)
+    timing = time_build(source, scratch / "build", mask_codec=options.mask_codec, rounds=options.rounds)
+    return asdict(timing) | {"mask_codec": options.mask_codec}, _build_table(timing)
+
+
+def _build_table(timing: BuildTiming) -> str:
+    rows = {
+        "build": timing.build,
+        "copying the bytes": timing.copy,
+        "masks alone": timing.encode_masks,
+        "checking images alone": timing.check_images,
+    }
+    lines = [f"{timing.num_frames} frames, {timing.source_mb:.1f} MB of source, one core\n"]
+    lines += [
+        f"{name:<24}{cost:>8.3f} s{timing.source_mb / cost:>10.1f} MB/s{timing.num_frames / cost:>10.1f} frames/s"
+        for name, cost in rows.items()
+    ]
+    return "\n".join(lines)
+
+
+def _made_shards(scratch: Path) -> Path:
+    write_moving_shapes(scratch / "davis", FULL_SIZE)
+    request = BuildRequest("davis2017", (scratch / "davis",), scratch)
+    return build(request, make_plan(request), silent).root
+
+
+BENCHMARKS: dict[str, Callable[[Namespace, Path], tuple[dict[str, object], str]]] = {
+    "clips": _measure_clips,
+    "scoring": _measure_scoring,
+    "build": _measure_build,
+}
+
+
+if __name__ == "__main__":
+    main()
