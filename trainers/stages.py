@@ -20,7 +20,7 @@ from pipelines.source import ClipSource
 from pipelines.types import Batch
 from shards.reader import ShardSet
 from trainers.checkpoints import Checkpoint
-from trainers.config import Config, Precision, Stage
+from trainers.config import Config, ConfigError, Precision, Stage
 from trainers.distributed import Ranks, Threads, wrap
 from trainers.loop import StageRun
 from trainers.objectives import OBJECTIVES
@@ -117,7 +117,11 @@ def open_stage(
 
 def _open_loader(config: Config, source: ClipSource, place: Place, done: int, stack: ExitStack) -> ClipLoader:
     name = executor_name(config, place.device)
-    executor = make_executor(name, threads=place.threads.loading, device=place.device)
+    try:
+        executor = make_executor(name, threads=place.threads.loading, device=place.device)
+    except ModuleNotFoundError as error:
+        problem = f"{name} cannot be used here: {error}"
+        raise ConfigError(config.name, problem, key="executor", remedy="install it, or give executor=cpu") from error
     stack.callback(executor.close)
     loader = ClipLoader(
         source,

@@ -17,7 +17,7 @@ from models.released import load_strictly, start_from
 from trainers.checkpoints import Checkpoint, list_checkpoints, read_newest, refuse_another_run, save_checkpoint
 from trainers.config import Config, ConfigError, as_plain
 from trainers.distributed import choose_device, process_group, read_ranks, share_threads
-from trainers.journal import FILE_NAME, Journal, Report
+from trainers.journal import Journal, Report
 from trainers.loop import Ending, Hooks, StageRun, train_stage
 from trainers.provenance import read_versions
 from trainers.stages import Place, open_sources, open_stage
@@ -147,7 +147,7 @@ def _find_start(config: Config, *, resume: bool) -> tuple[Path, Checkpoint] | No
     """The checkpoint to go on from. Raises ConfigError for a folder in use unless resuming."""
     folder = config.folder
     if not resume:
-        if list_checkpoints(folder) or (folder / FILE_NAME).exists():
+        if list_checkpoints(folder):  # a journal alone is a run that failed before its first step
             remedy = "add --resume to go on with it, or give another output=FOLDER"
             raise ConfigError(folder, "holds a run already", remedy=remedy)
         return None

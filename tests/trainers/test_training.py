@@ -18,7 +18,7 @@ from shards.errors import DataError
 from tests.trainers.small_runs import assert_equal_states, build_shards, plain_config, small_config, two_stages
 from trainers.checkpoints import list_checkpoints, load_model, read_checkpoint
 from trainers.config import ConfigError, make_config
-from trainers.journal import read_journal
+from trainers.journal import FILE_NAME, read_journal
 from trainers.loop import Ending, NonFiniteLossError
 from trainers.training import position_of, train
 
@@ -172,7 +172,7 @@ def test_resume_with_another_config_names_every_difference(
 ) -> None:
     values = plain_config(shards, whole_run[0], seed=7, report_every=1)
     values["stages"][0]["batch_size"] = 4
-    message = r"checkpoint-6.pt: is a checkpoint of another run: seed was 14159265 and is 7, stages.0.batch_size was 2 and is 4;"
+    message = r"6.pt: is a checkpoint of another run: seed was 14159265 and is 7, stages.0.batch_size was 2 and is 4;"
     with pytest.raises(ConfigError, match=message):
         train(make_config(values, source="test"), resume=True)
 
@@ -186,6 +186,25 @@ def test_resume_on_other_data_is_refused_and_on_moved_data_goes_on(
     other = build_shards(tmp_path / "other", num_frames=7)
     with pytest.raises(ConfigError, match=r"stages.0.data.0: the shard set was [0-9a-f]{12} and is [0-9a-f]{12}"):
         train(small_config(other, whole_run[0]), resume=True)
+
+
+def test_a_run_that_failed_before_its_first_step_is_in_nobodys_way(shards: Path, tmp_path: Path) -> None:
+    (tmp_path / FILE_NAME).write_text('{"kind": "start", "step": 0}\n')
+    train(small_config(shards, tmp_path), on_step=stop_after(1, signal.SIGTERM))
+    assert [record["kind"] for record in read_journal(tmp_path)][:3] == ["start", "start", "checkpoint"]
+
+
+def test_an_executor_that_is_not_installed_is_a_clear_refusal(
+    shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def missing(*_: object, **__: object) -> None:
+        raise ModuleNotFoundError("DALI is not installed; pip install 'vosforge[cuda130]'")
+
+    monkeypatch.setattr("trainers.stages.make_executor", missing)
+    with pytest.raises(
+        ConfigError, match=r"executor: dali cannot be used here: DALI is not installed.*; .*executor=cpu"
+    ):
+        train(small_config(shards, tmp_path, executor="dali"))
 
 
 def test_resume_without_any_checkpoint_starts_at_step_0(

@@ -1,0 +1,119 @@
+"""A checkpoint is whole or not there; a damaged one is found; another run's is refused by name."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from shards.errors import DataError
+from trainers.checkpoints import (
+    Checkpoint,
+    list_checkpoints,
+    read_checkpoint,
+    read_newest,
+    refuse_another_run,
+    save_checkpoint,
+)
+from trainers.config import ConfigError
+
+SMALL = Checkpoint(
+    step=10,
+    model={"weight": torch.arange(1000.0)},
+    optimizer={"state": {0: {"exp_avg": torch.ones(3)}}, "param_groups": [{"lr": 0.1}]},
+    scaler={},
+    config={"seed": 1, "device": "cpu", "stages": [{"steps": 20, "data": [{"path": "a", "repeat": 1}]}]},
+    fingerprints=[["f" * 64]],
+    versions={"torch": "2"},
+)
+
+
+def test_a_checkpoint_comes_back_as_it_was(tmp_path: Path) -> None:
+    path = save_checkpoint(tmp_path / "run", SMALL, keep=3)
+    assert path == tmp_path / "run" / "checkpoint-10.pt"
+    found = read_checkpoint(path)
+    assert torch.equal(found.model["weight"], SMALL.model["weight"])
+    assert (found.config, found.fingerprints, found.step) == (SMALL.config, SMALL.fingerprints, 10)
+    assert [file.name for file in path.parent.iterdir()] == ["checkpoint-10.pt"]
+
+
+def test_the_newest_are_kept_by_number_not_by_spelling(tmp_path: Path) -> None:
+    (tmp_path / "checkpoint-best.pt").write_bytes(b"mine")
+    for step in (8, 9, 10, 100):
+        save_checkpoint(tmp_path, replace(SMALL, step=step), keep=3)
+    assert [path.name for path in list_checkpoints(tmp_path)] == [f"checkpoint-{step}.pt" for step in (100, 10, 9)]
+    assert (tmp_path / "checkpoint-best.pt").exists()
+
+
+def test_a_failed_write_leaves_the_old_file_and_no_new_one(tmp_path: Path) -> None:
+    path = save_checkpoint(tmp_path, SMALL, keep=3)
+    before = path.read_bytes()
+    with pytest.raises(Exception, match="pickle"):
+        save_checkpoint(tmp_path, replace(SMALL, versions={"bad": (lambda: 0)}), keep=3)  # type: ignore[dict-item]
+    assert path.read_bytes() == before
+    assert list_checkpoints(tmp_path) == [path]
+
+
+@pytest.mark.parametrize("share", [0.0, 0.3, 0.99])
+def test_a_truncated_file_is_a_clear_error(tmp_path: Path, share: float) -> None:
+    path = save_checkpoint(tmp_path, SMALL, keep=3)
+    data = path.read_bytes()
+    path.write_bytes(data[: int(share * len(data))])
+    with pytest.raises(
+        DataError, match=r"checkpoint-10.pt: expected a complete checkpoint, found none .*; use an older"
+    ):
+        read_checkpoint(path)
+
+
+def test_a_flipped_bit_in_a_weight_is_found(tmp_path: Path) -> None:
+    path = save_checkpoint(tmp_path, SMALL, keep=3)
+    data = bytearray(path.read_bytes())
+    place = data.index(SMALL.model["weight"].numpy().tobytes()[2000:2400]) + 100
+    data[place] ^= 1
+    path.write_bytes(bytes(data))
+    with pytest.raises(DataError, match="expected an undamaged checkpoint, found a wrong checksum"):
+        read_checkpoint(path)
+
+
+def test_a_file_that_is_something_else_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "checkpoint-1.pt"
+    torch.save({"model": {}}, path)
+    with pytest.raises(DataError, match=r"written by tools/train.py, found a file without config, fingerprints"):
+        read_checkpoint(path)
+    torch.save([1], path)
+    with pytest.raises(DataError, match="a file without everything"):
+        read_checkpoint(path)
+
+
+def test_the_newest_readable_one_is_taken_with_a_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    assert read_newest(tmp_path) is None
+    for step in (1, 2):
+        save_checkpoint(tmp_path, replace(SMALL, step=step), keep=3)
+    (tmp_path / "checkpoint-2.pt").write_bytes(b"PK")
+    with caplog.at_level(logging.WARNING):
+        found = read_newest(tmp_path)
+    assert found is not None
+    assert (found[0].name, found[1].step) == ("checkpoint-1.pt", 1)
+    assert "checkpoint-2.pt" in caplog.text
+    (tmp_path / "checkpoint-1.pt").write_bytes(b"PK")
+    with pytest.raises(DataError, match=r"checkpoint-1.pt"):
+        read_newest(tmp_path)
+
+
+def test_what_only_moves_or_shows_a_run_may_change(tmp_path: Path) -> None:
+    config = {"seed": 1, "device": "cuda", "stages": [{"steps": 20, "data": [{"path": "b", "repeat": 1}]}], "keep": 9}
+    refuse_another_run(tmp_path, SMALL, config, SMALL.fingerprints)
+
+
+def test_what_changes_a_run_is_refused_by_name(tmp_path: Path) -> None:
+    config = {"seed": 1, "device": "cpu", "stages": [{"steps": 30, "data": [{"path": "a", "repeat": 5}]}]}
+    message = (
+        r"another run: stages.0.data.0.repeat was 1 and is 5, stages.0.steps was 20 and is 30; give the old values"
+    )
+    with pytest.raises(ConfigError, match=message):
+        refuse_another_run(tmp_path, SMALL, config, SMALL.fingerprints)
+    with pytest.raises(ConfigError, match="the shard set was ffffffffffff and is 000000000000"):
+        refuse_another_run(tmp_path, SMALL, SMALL.config, [["0" * 64]])
