@@ -109,8 +109,7 @@ def _stages(clips: Sequence[EncodedClip]) -> dict[str, Callable[[], None]]:
         "decode": stages.decode,
         "warp": stages.warp,
         "colour": stages.colour,
-        "mask decode": stages.decode_masks,
-        "mask warp": stages.warp_masks,
+        "masks": stages.decode_and_warp_masks,
         "assembly": stages.assemble,
     }
 
@@ -128,7 +127,6 @@ class _Stages:
         # One decoded frame stands for all: the warp's time hardly depends on the pixels.
         self._source = {shape: decode_jpeg(*place) for shape, place in zip(sizes, self._places, strict=True)}
         self._sizes = sizes
-        self._label_maps = [decode_labels(*place) for place in self._places]
         self._snapped = [snap(clip.plan.matrices[index][None], size) for clip, index in self._places]
         self._matrices = [pixel_centred(snapped.matrices)[0] for snapped in self._snapped]
         executor = make_executor("cpu")
@@ -150,14 +148,10 @@ class _Stages:
             for clip, index in self._places:
                 apply_colour(self._image, clip.plan.colours[index])
 
-    def decode_masks(self) -> None:
-        for place in self._places:
-            decode_labels(*place)
-
-    def warp_masks(self) -> None:
+    def decode_and_warp_masks(self) -> None:
         with one_opencv_thread():
-            for labels, snapped, matrix in zip(self._label_maps, self._snapped, self._matrices, strict=True):
-                warp_labels(labels, matrix, snapped.half_steps[0], self._labels)
+            for place, snapped, matrix in zip(self._places, self._snapped, self._matrices, strict=True):
+                warp_labels(decode_labels(*place), matrix, snapped.half_steps[0], self._labels)
 
     def assemble(self) -> None:
         for pixels, plans in self._pixels:

@@ -1,0 +1,80 @@
+"""The benchmark tool from its command line: table, JSON, bad usage."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from shards.build import build, silent
+from shards.plan import BuildRequest, make_plan
+from shards.sources.moving_shapes import MovingShapes, write_moving_shapes
+from tools import benchmark as tool
+
+SMALL = MovingShapes(num_train=3, num_val=1, num_frames=6, height=60, width=80)
+
+
+@pytest.fixture(autouse=True)
+def _threads_as_before() -> object:
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture
+def davis(tmp_path: Path) -> Path:
+    write_moving_shapes(tmp_path / "davis", SMALL)
+    return tmp_path / "davis"
+
+
+def test_clips_prints_the_ratio_and_writes_json(
+    davis: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    request = BuildRequest("davis2017", (davis,), tmp_path)
+    root = build(request, make_plan(request), silent).root
+    report = tmp_path / "clips.json"
+    assert tool.benchmark(["clips", str(root), "--clips", "2", "--rounds", "1", "--json", str(report)]) == 0
+    printed = capsys.readouterr().out
+    read = json.loads(report.read_text())
+    ratio = read["result"]["executors"]["paper"] / read["result"]["executors"]["cpu"]
+    assert f"paper / cpu: {ratio:.2f}" in printed
+    assert "2 clips of 5 frames of davis2017, lz4 masks" in printed
+    assert read["benchmark"] == "clips"
+    assert set(read["machine"]) == {"processor", "cores", "system"}
+    assert read["versions"]["torch"] == torch.__version__
+
+
+def test_build_prints_the_walls(davis: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert tool.benchmark(["build", str(davis), "--rounds", "1", "--mask-codec", "png"]) == 0
+    printed = capsys.readouterr().out
+    assert "24 frames" in printed
+    for row in ("build", "copying the bytes", "masks alone", "checking images alone"):
+        assert f"\n{row:<24}" in printed
+
+
+def test_scoring_makes_its_own_results(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(tool, "FULL_SIZE", SMALL)
+    assert tool.benchmark(["scoring"]) == 0
+    assert "ms per object and frame" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "the following arguments are required: what"),
+        (["clips", "--clips", "0"], "--clips and --rounds must be at least 1"),
+        (["clips", "--executors", "gpu"], "invalid choice: 'gpu'"),
+        (["scoring", "truth"], "give both TRUTH and RESULTS or neither"),
+    ],
+)
+def test_bad_usage_is_one_line_and_status_2(
+    arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        tool.benchmark(arguments)
+    assert stopped.value.code == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.count("\n") == 1
