@@ -16,7 +16,7 @@ from shards.index import Batches
 from shards.manifest import Manifest, ShardFacts
 from shards.masks import FrameObjects, MaskCodec
 from shards.scan import Sample, ShardRows, image_size, mask_objects, samples
-from shards.work import frame_threads
+from shards.work import begin_reader, frame_threads, without_interrupts
 
 _READ_BYTES = 1 << 22
 # Frames decoded at a time: enough for all threads, little enough to hold.
@@ -49,7 +49,7 @@ class _DecodedFrame:
     sample: Sample
     shape: tuple[int, int]
     objects: FrameObjects | None
-    fault: str | None
+    fault: str
 
 
 def check_shards(root: Path, manifest: Manifest, jobs: int) -> Iterator[CheckedShard]:
@@ -59,9 +59,12 @@ def check_shards(root: Path, manifest: Manifest, jobs: int) -> Iterator[CheckedS
     if processes <= 1:
         yield from map(check, manifest.shards)
         return
-    with ProcessPoolExecutor(processes, multiprocessing.get_context("spawn")) as executor:
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(processes, context, initializer=begin_reader) as executor:
         try:
-            yield from executor.map(check, manifest.shards)
+            with without_interrupts():
+                outcomes = executor.map(check, manifest.shards)
+            yield from outcomes
         finally:
             executor.shutdown(cancel_futures=True)
 
@@ -97,9 +100,9 @@ def _walk(path: Path, codec: MaskCodec, threads: int, problems: list[Problem]) -
                 if frame.sample.facts is not None or shape is None:
                     shape = frame.shape
                 fault = frame.fault
-                if fault is None and frame.shape != shape:
-                    fault = f"image is {frame.shape}, the first of its video {shape}"
-                if fault is not None:
+                if frame.shape != shape:
+                    fault = f"image is {frame.shape}, the first of its video {shape}; {fault}"
+                if fault:
                     place = f"{path}: video {frame.sample.video}, frame {frame.sample.stem}"
                     problems.append(Problem(place, fault, _COPY))
                 rows.add(frame.sample, shape, frame.objects)
@@ -108,14 +111,17 @@ def _walk(path: Path, codec: MaskCodec, threads: int, problems: list[Problem]) -
 
 def _decode(codec: MaskCodec, sample: Sample) -> _DecodedFrame:
     """Decode both parts of a frame; what fails is told, not raised, so that all faults of a shard are found."""
-    shape, objects = (0, 0), None
+    shape, objects, faults = (0, 0), None, []
     try:
         shape = image_size(sample.image)
         decode_strictly(sample.image)
+    except ValueError as error:
+        faults.append(str(error))
+    try:
         objects = mask_objects(sample.mask, codec, shape)
     except ValueError as error:
-        return _DecodedFrame(sample, shape, objects, str(error))
-    return _DecodedFrame(sample, shape, objects, None)
+        faults.append(str(error))
+    return _DecodedFrame(sample, shape, objects, "; ".join(faults))
 
 
 def _hash(path: Path) -> tuple[int, str]:

@@ -17,7 +17,6 @@ from shards.video import VideoFacts
 
 # `map`, or a thread pool's: results in the order of the arguments.
 OrderedMap = Callable[[Callable[[Any], Any], Iterable[Any]], Iterator[Any]]
-_FILES = "restore the files from the original package, or leave the video out of the split"
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,13 +68,13 @@ def convert_video(
     findings.extend(video.findings)
     refusal = _unusable(video)
     if refusal is not None:
-        findings.add(refusal.at(video.label, video.name))
+        findings.add(refusal)
         return None
     read = map_frames(lambda frame: _read_frame(video, frame, codec), video.frames)
     frames = list(_agreeing(video, read, findings))
-    refusal = _useless(frames)
+    refusal = _useless(video, frames)
     if refusal is not None:
-        findings.add(refusal.at(video.label, video.name))
+        findings.add(refusal)
         return None
     findings.extend(_remarks(video, frames))
     palette = _common_palette(video, frames, findings)
@@ -140,26 +139,28 @@ def _size_refusal(reason: str, what: str, wanted: tuple[int, int], found: tuple[
 def _unusable(video: SourceVideo) -> Finding | None:
     """Refusal of a video that its file names alone decide."""
     if not video.frames:
-        error = RefusedError("no frames", expected="numbered JPEGs", found="none", remedy=_FILES)
-    elif all(frame.mask is None for frame in video.frames):
-        error = RefusedError("no masks", expected="at least one mask", found="none for any frame", remedy=_FILES)
-    else:
-        return None
-    return error.dropping("video")
+        return _dropped(video, video.label, "no frames", "numbered JPEGs")
+    if all(frame.mask is None for frame in video.frames):
+        return _dropped(video, video.masks_label, "no masks", "a mask for at least one frame")
+    return None
 
 
-def _useless(frames: list[_ReadFrame]) -> Finding | None:
+def _useless(video: SourceVideo, frames: list[_ReadFrame]) -> Finding | None:
     """Refusal of a video of which too little came through."""
     masks = [frame.mask for frame in frames if frame.mask is not None]
     if not frames:
-        error = RefusedError("no sound frame", expected="at least one", found="every image refused", remedy=_FILES)
-    elif not masks:
-        error = RefusedError("no sound mask", expected="at least one", found="every mask refused", remedy=_FILES)
-    elif not any(len(mask.objects.ids) for mask in masks):
-        error = RefusedError("no object", expected="an object in some frame", found="only background", remedy=_FILES)
-    else:
-        return None
-    return error.dropping("video")
+        return _dropped(video, video.label, "no sound frame", "at least one sound image")
+    if not masks:
+        return _dropped(video, video.masks_label, "no sound mask", "at least one sound mask")
+    if not any(len(mask.objects.ids) for mask in masks):
+        return _dropped(video, video.masks_label, "no object", "an object in some frame")
+    return None
+
+
+def _dropped(video: SourceVideo, label: str, reason: str, expected: str) -> Finding:
+    remedy = "restore the files from the original package, or leave the video out of the split"
+    finding = RefusedError(reason, expected=expected, found="none", remedy=remedy).dropping("video")
+    return finding.at(label, video.name)
 
 
 def _remarks(video: SourceVideo, frames: list[_ReadFrame]) -> Iterator[Finding]:

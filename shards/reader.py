@@ -139,7 +139,8 @@ class ShardSet:
         image_bytes, mask_bytes = int(table["image_bytes"][row]), int(table["mask_bytes"][row])
         mask_start = padded(image_bytes) + BLOCK
         wanted = mask_start + mask_bytes if mask_bytes else image_bytes
-        data = os.pread(self._file(shard).descriptor, wanted, int(table["offset"][row]))
+        file = self._file(shard)  # held while reading: the cache may drop it meanwhile
+        data = os.pread(file.descriptor, wanted, int(table["offset"][row]))
         image, mask = data[:image_bytes], data[mask_start:wanted] if mask_bytes else None
         if zlib.crc32(image) != table["image_crc"][row] or (
             mask is not None and zlib.crc32(mask) != table["mask_crc"][row]

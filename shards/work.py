@@ -60,7 +60,8 @@ def _run_in_processes(jobs: list[ShardJob], source: Source, request: BuildReques
         processes, context, initializer=_begin_worker, initargs=(channel, source, request, threads)
     )
     try:
-        futures = [executor.submit(_run_in_worker, job) for job in jobs]
+        with without_interrupts():
+            futures = [executor.submit(_run_in_worker, job) for job in jobs]
         _follow(futures, channel, report)
     except BrokenProcessPool:
         raise OSError(
@@ -69,6 +70,19 @@ def _run_in_processes(jobs: list[ShardJob], source: Source, request: BuildReques
     finally:
         channel.stop.set()
         executor.shutdown(cancel_futures=True)
+
+
+@contextmanager
+def without_interrupts() -> Iterator[None]:
+    """Keep SIGINT from processes begun in here: the parent alone decides what Ctrl-C means.
+
+    A mask, because workers inherit it: Ctrl-C while their Python still starts would print a traceback.
+    """
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _follow(futures: list[Future[None]], channel: _Channel, report: Report) -> None:
@@ -114,11 +128,16 @@ class _Worker:
 
 
 def _begin_worker(channel: _Channel, source: Source, request: BuildRequest, threads: int) -> None:
-    # Ctrl-C reaches the whole process group; the parent alone decides what it means.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_die_with, args=(os.getppid(),), daemon=True).start()
     map_frames: Any = map if threads == 1 else ThreadPoolExecutor(threads).map
     _Worker.workshop = Workshop(source, request, map_frames, channel.report)
+
+
+def begin_reader() -> None:
+    """Start of a worker that writes nothing: Ctrl-C and the end of its parent end it at once."""
+    threading.Thread(target=_die_with, args=(os.getppid(),), daemon=True).start()
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
 
 
 def _run_in_worker(job: ShardJob) -> None:

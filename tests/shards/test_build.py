@@ -103,8 +103,9 @@ def test_workers_end_with_a_parent_that_is_killed(tmp_path):
         "import os, signal, threading, time\n"
         "from shards.work import _die_with\n"
         "threading.Thread(target=_die_with, args=(os.getppid(),), daemon=True).start()\n"
-        "print(os.getpid(), flush=True)\n"
-        "time.sleep(60)\n"
+        "print('begun', flush=True)\n"
+        "time.sleep(10)\n"
+        "print('survived', flush=True)\n"
     )
     parent = subprocess.Popen(
         [sys.executable, "-c", f"import subprocess, sys\nsubprocess.run([sys.executable, '-c', {script!r}])"],
@@ -112,11 +113,11 @@ def test_workers_end_with_a_parent_that_is_killed(tmp_path):
     )  # fmt: skip
     assert parent.stdout is not None
     with parent.stdout:
-        child = int(parent.stdout.readline())
+        assert parent.stdout.readline() == "begun\n"
         parent.kill()
         parent.wait()
-        assert parent.stdout.read() == ""  # end of file: the child, which shares the pipe, is gone too
-    assert not Path(f"/proc/{child}").exists() or "Z" in Path(f"/proc/{child}/stat").read_text()
+        # The child shares the pipe: it ends without another word when its last holder is gone.
+        assert parent.stdout.read() == ""
 
 
 def test_a_finished_build_is_left_alone(tree, tmp_path):
@@ -188,7 +189,7 @@ def test_a_shard_whose_videos_are_all_refused_leaves_a_gap_in_the_numbers(tree, 
 
 def test_a_source_without_one_usable_video_makes_no_set(tmp_path):
     tree = write_tree(tmp_path / "tree", {"one": [label_maps(1, ())[0]] * 3})
-    with pytest.raises(DataError, match="1 videos, all refused, the first because of JPEGImages/480p/one: no object"):
+    with pytest.raises(DataError, match="1 videos, all refused, the first because of Annotations/480p/one: no object"):
         build_set(tree, tmp_path / "out", on_bad="skip")
 
 

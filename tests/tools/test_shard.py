@@ -1,0 +1,138 @@
+"""tools/shard.py as people run it."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from shards.reader import ShardSet
+from tests.shards.small_tree import label_maps, write_tree
+from tools.shard import shard
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+TOOL = REPOSITORY / "tools" / "shard.py"
+
+
+@pytest.fixture
+def tree(tmp_path: Path) -> Path:
+    videos = {"bear": label_maps(3, (1, 2)), "cup": [*label_maps(1, (3,)), None, None]}
+    return write_tree(tmp_path / "tree", videos, {"train": ["bear"], "val": ["cup"]})
+
+
+def run_tool(*arguments: object) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, str(TOOL), *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, check=False, cwd="/")
+
+
+def test_a_summary_tells_what_was_built(tree, tmp_path, capsys):
+    assert shard(["davis2017", str(tree), str(tmp_path / "out"), "--jobs", "1"]) == 0
+    printed = capsys.readouterr().out
+    assert "2 videos, 6 frames" in printed and "splits: train 1, val 1" in printed
+    assert "3 objects, 66.7% of the frames annotated" in printed
+    with ShardSet.open(tmp_path / "out" / "davis2017") as shard_set:
+        assert shard_set.num_frames == 6 and shard_set.fingerprint[:16] in printed
+
+
+def test_the_arguments_reach_the_build(tree, tmp_path):
+    arguments = ["--split", "train", "--name", "small", "--mask-codec", "png", "--shard-size", "5KB", "--jobs", "1"]
+    assert shard(["davis2017", str(tree), str(tmp_path), *arguments]) == 0
+    with ShardSet.open(tmp_path / "small") as shard_set:
+        assert (shard_set.mask_codec, shard_set.manifest.shard_size) == ("png", 5000)
+        assert shard_set.manifest.splits == {"train": 1}
+
+
+def test_a_dry_run_writes_nothing(tree, tmp_path, capsys):
+    assert shard(["davis2017", str(tree), str(tmp_path / "out"), "--dry-run"]) == 0
+    assert "1 shards in" in capsys.readouterr().out and not (tmp_path / "out").exists()
+
+
+def test_a_finished_build_says_so(tree, tmp_path, capsys):
+    arguments = ["davis2017", str(tree), str(tmp_path / "out"), "--jobs", "1"]
+    assert shard(arguments) == 0
+    capsys.readouterr()
+    assert shard(arguments) == 0
+    assert "complete already: nothing to do" in capsys.readouterr().out
+
+
+def test_refused_input_is_counted_by_reason(tree, tmp_path, capsys):
+    (tree / "Annotations/480p/bear/00001.png").write_bytes(b"")
+    assert shard(["davis2017", str(tree), str(tmp_path / "out"), "--on-bad", "skip", "--jobs", "1"]) == 0
+    printed = capsys.readouterr().out
+    assert "refused        1 x empty file: mask dropped" in printed and "rejected.jsonl" in printed
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["davis2018", "a", "b"], "davis2017"),
+        (["davis2017", "a"], "out"),
+        (["davis2017", "a", "b", "--shard-size", "big"], "'big' is no size; write 1GB"),
+        (["davis2017", "a", "b", "--jobs", "0"], "0 is below 1"),
+        (["davis2017", "a", "b", "--on-bad", "ignore"], "stop"),
+    ],
+)
+def test_bad_usage_is_one_line_and_status_2(arguments, message, capsys):
+    with pytest.raises(SystemExit) as caught:
+        shard(arguments)
+    printed = capsys.readouterr().err
+    assert caught.value.code == 2 and printed.count("\n") == 1 and message in printed
+
+
+def test_bad_data_is_one_message_and_status_1(tree, tmp_path):
+    bad = tree / "JPEGImages/480p/bear/00001.jpg"
+    bad.write_bytes(bad.read_bytes()[:100])
+    result = run_tool("davis2017", tree, tmp_path / "out", "--jobs", "1")
+    assert result.returncode == 1 and "Traceback" not in result.stderr
+    (line,) = [line for line in result.stderr.splitlines() if "expected" in line]
+    assert f"{bad}: expected a JPEG with every pixel, found" in line
+    assert "--on-bad skip" in line
+    result = run_tool("davis2017", tmp_path / "nothing", tmp_path / "out")
+    assert result.returncode == 1 and "no folder" in result.stderr and "Traceback" not in result.stderr
+
+
+def test_a_folder_that_may_not_be_written_is_one_message(tree, tmp_path):
+    blocked = tmp_path / "file"
+    blocked.touch()
+    result = run_tool("davis2017", tree, blocked)
+    assert result.returncode == 1 and "Traceback" not in result.stderr
+    assert "run the same command again" in result.stderr
+
+
+def test_ctrl_c_is_one_message_and_the_next_run_goes_on(tmp_path):
+    tree = write_tree(tmp_path / "tree", {f"video{n:02d}": label_maps(12, (1,), seed=n) for n in range(40)})
+    command = [
+        sys.executable,
+        str(TOOL),
+        "davis2017",
+        str(tree),
+        str(tmp_path / "out"),
+        "--shard-size",
+        "20KB",
+        "--jobs",
+        "2",
+    ]
+    process = subprocess.Popen(
+        command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
+    deadline = time.monotonic() + 60
+    while not list(tmp_path.glob("out/*/*.tar")) and time.monotonic() < deadline and process.poll() is None:
+        time.sleep(0.002)
+    os.killpg(process.pid, signal.SIGINT)
+    _, printed = process.communicate(timeout=60)
+    assert process.returncode == 130 and "Traceback" not in printed and "run the same command again" in printed
+    assert shard(command[2:]) == 0
+
+
+def test_real_video_is_sharded_whole(shared_data, tmp_path):
+    assert shard(["davis2017", str(shared_data / "davis_mini"), str(tmp_path), "--jobs", "2"]) == 0
+    with ShardSet.open(tmp_path / "davis2017") as shard_set:
+        assert (shard_set.num_videos, shard_set.num_frames) == (2, 48)
+        assert [shard_set.videos.object_ids(row) for row in range(2)] == [(1,), (1, 2)]
+        shutil.rmtree(tmp_path / "davis2017")
