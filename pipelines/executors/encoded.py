@@ -74,7 +74,7 @@ def decode_labels(clip: EncodedClip, index: int) -> NDArray[np.uint8] | None:
 
 def fill_colour(plan: ClipPlan) -> tuple[int, int, int]:
     """The plan's fill in whole levels: images are 8 bit when they are warped."""
-    red, green, blue = (int(level) for level in np.clip(np.rint(plan.fill), 0, 255))
+    red, green, blue = (min(max(round(level), 0), 255) for level in plan.fill)
     return red, green, blue
 
 
