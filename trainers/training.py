@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from models import Rde, build
+from models.layers import use_channels_last
 from models.released import load_strictly, start_from
 from trainers.checkpoints import Checkpoint, list_checkpoints, read_newest, refuse_another_run, save_checkpoint
 from trainers.config import Config, ConfigError, as_plain
@@ -170,18 +171,11 @@ def _make_model(config: Config, found: tuple[Path, Checkpoint] | None) -> Rde:
         if config.start_from is not None:
             start_from(model, config.start_from, generator)
     if config.channels_last:
-        _lay_channels_last(model)
+        use_channels_last(model)
     if config.compile:
         for part in model.children():
             part.compile()
     return model
-
-
-def _lay_channels_last(model: Rde) -> None:
-    for parameter in model.parameters():
-        # Module.to refuses other ranks than 4, and a gradient of one output channel comes back in the usual layout.
-        if parameter.dim() == 4 and parameter.shape[0] > 1:
-            parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
 
 
 def _ignore(_step: int, _loss: float) -> None:
