@@ -17,7 +17,7 @@ from models.layers import use_channels_last
 from models.released import load_strictly, start_from
 from trainers.checkpoints import Checkpoint, list_checkpoints, read_newest, refuse_another_run, save_checkpoint
 from trainers.config import Config, ConfigError, as_plain
-from trainers.distributed import choose_device, process_group, read_ranks, share_threads
+from trainers.distributed import choose_device, process_group, read_ranks, share_threads, sum_over_ranks
 from trainers.journal import Journal, Report
 from trainers.loop import Ending, Hooks, StageRun, train_stage
 from trainers.provenance import read_versions
@@ -110,11 +110,24 @@ def _run_stages(run: _Run, sources: list[Any], checkpoint: Checkpoint | None) ->
                 save(0)  # finds out now, not at the first checkpoint, that the folder cannot be written
             ending = train_stage(stage, _hooks(run, save), run.stop)
             step = stage.first_step + stage.loader.next_step
+            _report_data(run, stage, step)
         if ending is not Ending.FINISHED:
             break
         done = 0
     total = sum(stage.steps for stage in config.stages)
     return Outcome(ending, step, total, config.folder / f"checkpoint-{step}.pt")
+
+
+def _report_data(run: _Run, stage: StageRun, step: int) -> None:
+    """Say what this process's part of the stage read on all ranks, and how many clips showed no object."""
+    seen = stage.loader.statistics
+    counts = torch.tensor([seen.clips, seen.bytes_read, seen.trials, int(seen.misses or 0)], device=run.place.device)
+    clips, num_bytes, trials, misses = sum_over_ranks(counts, run.place.ranks).tolist()
+    record = {"clips": clips, "bytes_read": num_bytes, "choices_passed_over": trials, "clips_without_object": misses}
+    text = "stage %s: %d clips, %.1f MB read, %d clips showed no object, %d choices of frames passed over for that"
+    logger.info(text, stage.name, clips, num_bytes / 1e6, misses, trials)
+    if run.journal is not None:
+        run.journal.write({"kind": "data", "step": step, "stage": stage.name, **record})
 
 
 def _hooks(run: _Run, save: Callable[[int], object]) -> Hooks:

@@ -107,11 +107,13 @@ def test_the_journal_says_every_report_once_even_after_resume(
     assert {"loss_frame_1", "divergence_4", "cross_entropy"} <= reports[-1].keys()
     # The resumed process took two steps, too few to time; the whole run took six.
     assert "step_ms" not in reports[-1]
-    assert {"step_ms", "data_ms", "mean_data_ms", "clips_per_second"} <= read_journal(whole_run[0])[-2].keys()
+    assert {"step_ms", "data_ms", "mean_data_ms", "clips_per_second"} <= read_journal(whole_run[0])[-3].keys()
     assert "step 6/6 small | loss" in caplog.text
 
 
-def test_a_run_begins_by_saying_what_it_is(whole_run: tuple[Path, list[tuple[int, float]]], shards: Path) -> None:
+def test_a_run_says_what_it_is_and_at_the_end_what_it_read(
+    whole_run: tuple[Path, list[tuple[int, float]]], shards: Path
+) -> None:
     folder, _ = whole_run
     start = read_journal(folder)[0]
     assert start["kind"] == "start"
@@ -120,6 +122,9 @@ def test_a_run_begins_by_saying_what_it_is(whole_run: tuple[Path, list[tuple[int
     (stage,) = start["stages"]
     assert stage["clips_per_rank"] == 2
     assert stage["data"] == ["davis2017 val: 2 videos x 1 = 2 of 2 clips; none left out"]
+    end = read_journal(folder)[-1]
+    assert (end["kind"], end["clips"], end["clips_without_object"]) == ("data", 12, 0)
+    assert end["bytes_read"] > 12 * 5 * 500
     saved = make_config(yaml.safe_load((folder / "config.yaml").read_text()), source="saved")
     assert saved == small_config(shards, folder)
 
