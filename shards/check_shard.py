@@ -6,6 +6,7 @@ import hashlib
 import multiprocessing
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
@@ -65,6 +66,8 @@ def check_shards(root: Path, manifest: Manifest, jobs: int) -> Iterator[CheckedS
             with without_interrupts():
                 outcomes = executor.map(check, manifest.shards)
             yield from outcomes
+        except BrokenProcessPool:
+            raise OSError("a worker process was killed (out of memory?); check again with fewer --jobs") from None
         finally:
             executor.shutdown(cancel_futures=True)
 
