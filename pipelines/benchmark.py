@@ -18,8 +18,8 @@ import numpy as np
 
 from pipelines.assembly import assemble
 from pipelines.executors import make_executor
-from pipelines.executors.cpu import apply_colour, one_opencv_thread, warp_image, warp_labels
-from pipelines.executors.encoded import decode_jpeg, decode_labels, fill_colour, jpeg_size
+from pipelines.executors.cpu import Scratch, apply_colour, one_opencv_thread, warp_image, warp_labels
+from pipelines.executors.encoded import decode_jpeg_padded, decode_labels, fill_colour, jpeg_size
 from pipelines.executors.geometry import pixel_centred, snap
 from pipelines.types import EncodedClip, Executor
 
@@ -120,13 +120,15 @@ class _Stages:
     def __init__(self, clips: Sequence[EncodedClip]) -> None:
         self._places = [(clip, index) for clip in clips for index in range(len(clip.frames))]
         size = clips[0].plan.size
-        sizes = [jpeg_size(*place) for place in self._places]
-        self._buffer = np.empty(max(height * width for height, width in sizes) * 3, np.uint8)
+        self._sizes = [jpeg_size(*place) for place in self._places]
+        self._scratch = Scratch()
         self._image = np.empty((*size, 3), np.uint8)
         self._labels = np.empty(size, np.uint8)
-        # One decoded frame stands for all: the warp's time hardly depends on the pixels.
-        self._source = {shape: decode_jpeg(*place) for shape, place in zip(sizes, self._places, strict=True)}
-        self._sizes = sizes
+        # One decoded frame of a size stands for all: the warp's time hardly depends on the pixels.
+        self._source = {
+            size: decode_jpeg_padded(*place, np.empty(size[0] * size[1] * 4, np.uint8))
+            for size, place in zip(self._sizes, self._places, strict=True)
+        }
         self._snapped = [snap(clip.plan.matrices[index][None], size) for clip, index in self._places]
         self._matrices = [pixel_centred(snapped.matrices)[0] for snapped in self._snapped]
         executor = make_executor("cpu")
@@ -135,13 +137,14 @@ class _Stages:
         executor.close()
 
     def decode(self) -> None:
-        for place in self._places:
-            decode_jpeg(*place, self._buffer)
+        for place, (height, width) in zip(self._places, self._sizes, strict=True):
+            decode_jpeg_padded(*place, self._scratch.decoded(height * width * 4))
 
     def warp(self) -> None:
         with one_opencv_thread():
             for (clip, _), size, matrix in zip(self._places, self._sizes, self._matrices, strict=True):
-                warp_image(self._source[size], matrix, fill_colour(clip.plan), self._image)
+                scratch = self._scratch.warped(clip.plan.size)
+                warp_image(self._source[size], matrix, fill_colour(clip.plan), scratch, self._image)
 
     def colour(self) -> None:
         with one_opencv_thread():

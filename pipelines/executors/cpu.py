@@ -14,7 +14,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from pipelines.executors.encoded import decode_jpeg, decode_labels, fill_colour, jpeg_size
+from pipelines.executors.encoded import decode_jpeg_padded, decode_labels, fill_colour, jpeg_size
 from pipelines.executors.frames import FrameExecutor
 from pipelines.executors.geometry import pixel_centred, snap
 from pipelines.types import ClipPixels, EncodedClip
@@ -26,7 +26,7 @@ class CpuExecutor:
     """Executor over OpenCV and libjpeg-turbo; results are CPU tensors."""
 
     def __init__(self, *, threads: int = 1) -> None:
-        self._scratch = threading.local()
+        self._scratch = Scratch()
         self._frames = FrameExecutor(self._render, threads)
 
     def __call__(self, clips: list[EncodedClip]) -> ClipPixels:
@@ -44,27 +44,50 @@ class CpuExecutor:
         plan = clip.plan
         snapped = snap(plan.matrices[index][None], plan.size)
         matrix = pixel_centred(snapped.matrices)[0]
-        image = decode_jpeg(clip, index, self._buffer(jpeg_size(clip, index)))
-        warp_image(image, matrix, fill_colour(plan), image_out)
+        height, width = jpeg_size(clip, index)
+        image = decode_jpeg_padded(clip, index, self._scratch.decoded(height * width * 4))
+        warp_image(image, matrix, fill_colour(plan), self._scratch.warped(plan.size), image_out)
         apply_colour(image_out, plan.colours[index])
         warp_labels(decode_labels(clip, index), matrix, snapped.half_steps[0], labels_out)
 
-    def _buffer(self, size: tuple[int, int]) -> NDArray[np.uint8]:
-        """This thread's memory for a decoded image: fresh pages for each would cost half as much as decoding."""
-        needed = size[0] * size[1] * 3
-        buffer: NDArray[np.uint8] | None = getattr(self._scratch, "buffer", None)
-        if buffer is None or buffer.size < needed:
-            buffer = self._scratch.buffer = np.empty(needed, np.uint8)
-        return buffer
+
+class Scratch(threading.local):
+    """Memory of one thread, kept between frames: fresh pages for each would cost half as much as decoding."""
+
+    def __init__(self) -> None:
+        self._decoded = np.empty(0, np.uint8)
+        self._warped = np.empty((0, 0, 4), np.uint8)
+
+    def decoded(self, count: int) -> NDArray[np.uint8]:
+        """At least `count` bytes, flat."""
+        if self._decoded.size < count:
+            self._decoded = np.empty(count, np.uint8)
+        return self._decoded
+
+    def warped(self, size: tuple[int, int]) -> NDArray[np.uint8]:
+        """(height, width, 4)."""
+        if self._warped.shape[:2] != size:
+            self._warped = np.empty((*size, 4), np.uint8)
+        return self._warped
 
 
 def warp_image(
-    image: NDArray[np.uint8], matrix: NDArray[np.float64], fill: tuple[int, int, int], out: NDArray[np.uint8]
+    image: NDArray[np.uint8],
+    matrix: NDArray[np.float64],
+    fill: tuple[int, int, int],
+    scratch: NDArray[np.uint8],
+    out: NDArray[np.uint8],
 ) -> None:
-    """Linear warp of an (h, w, 3) image by a snapped, pixel-centred matrix (2, 3) into `out` (H, W, 3)."""
+    """Linear warp of an (h, w, 4) image by a snapped, pixel-centred matrix (2, 3); its first 3 channels go to `out`.
+
+    scratch (H, W, 4), out (H, W, 3). OpenCV 5 warps four channels in half the time of three, to the same pixels.
+    """
     flags = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
     size = out.shape[1], out.shape[0]
-    cv2.warpAffine(image, matrix, size, dst=out, flags=flags, borderMode=cv2.BORDER_CONSTANT, borderValue=fill)
+    cv2.warpAffine(
+        image, matrix, size, dst=scratch, flags=flags, borderMode=cv2.BORDER_CONSTANT, borderValue=(*fill, 0)
+    )
+    cv2.cvtColor(scratch, cv2.COLOR_RGBA2RGB, dst=out)
 
 
 def apply_colour(image: NDArray[np.uint8], colour: NDArray[np.float32]) -> None:

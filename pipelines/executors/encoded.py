@@ -14,22 +14,18 @@ IMAGE_START = b"\xff\xd8"
 IMAGE_END = b"\xff\xd9"
 
 
-def decode_jpeg(clip: EncodedClip, index: int, buffer: NDArray[np.uint8] | None = None) -> NDArray[np.uint8]:
+def decode_jpeg(clip: EncodedClip, index: int) -> NDArray[np.uint8]:
     """Frame `index` of the clip as (H, W, 3) uint8 RGB, pixels as stored (an EXIF orientation is not applied).
 
-    buffer: flat memory to decode into, at least H * W * 3 bytes; the result is a view of it. Anything libjpeg merely
-    warns of (data that ends early, garbage between blocks) is an error here. Raises DataError.
+    Anything libjpeg merely warns of (data that ends early, garbage between blocks) is an error here. Raises DataError.
     """
-    data = whole_jpeg(clip, index)
-    try:
-        if buffer is None:
-            pixels: NDArray[np.uint8] = simplejpeg.decode_jpeg(data)
-        else:
-            height, width = jpeg_size(clip, index)
-            pixels = simplejpeg.decode_jpeg(data, buffer=buffer[: height * width * 3])
-    except ValueError as error:
-        raise bad_image(clip.plan, index, str(error)) from error
-    return pixels
+    return _decode(clip, index, "RGB", None)
+
+
+def decode_jpeg_padded(clip: EncodedClip, index: int, buffer: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """`decode_jpeg` as (H, W, 4), the fourth channel without meaning, in the first H * W * 4 bytes of flat `buffer`."""
+    height, width = jpeg_size(clip, index)
+    return _decode(clip, index, "RGBX", buffer[: height * width * 4])
 
 
 def whole_jpeg(clip: EncodedClip, index: int) -> bytes:
@@ -86,6 +82,14 @@ def frame_place(plan: ClipPlan, index: int) -> str:
 def bad_image(plan: ClipPlan, index: int, found: str) -> DataError:
     """The DataError for a frame whose image does not decode."""
     return _bad_frame(plan, index, expected="a JPEG that decodes completely", found=found)
+
+
+def _decode(clip: EncodedClip, index: int, channels: str, buffer: NDArray[np.uint8] | None) -> NDArray[np.uint8]:
+    try:
+        pixels: NDArray[np.uint8] = simplejpeg.decode_jpeg(whole_jpeg(clip, index), channels, buffer=buffer)
+    except ValueError as error:
+        raise bad_image(clip.plan, index, str(error)) from error
+    return pixels
 
 
 def _bad_frame(plan: ClipPlan, index: int, *, expected: str, found: str) -> DataError:
