@@ -21,7 +21,7 @@ ALLOWED = {
 CONFINED = {"nvidia": "pipelines/executors/dali.py"}
 FILES = sorted(path for package in ALLOWED for path in (REPOSITORY / package).rglob("*.py"))
 EXECUTABLES = sorted(
-    path for path in (REPOSITORY / "tools").glob("*.py") if "__main__" in path.read_text(encoding="utf-8")
+    path for path in (REPOSITORY / "tools").glob("*.py") if "\nif __name__ ==" in path.read_text(encoding="utf-8")
 )
 
 
@@ -89,7 +89,12 @@ def test_every_tool_runs_as_a_file_from_anywhere(path: Path, tmp_path: Path) -> 
 @pytest.mark.parametrize("path", EXECUTABLES, ids=lambda path: path.name)
 def test_every_tool_answers_a_wrong_option_with_one_line_and_status_2(path: Path, tmp_path: Path) -> None:
     result = subprocess.run(
-        [sys.executable, path, "--no-such-option"], cwd=tmp_path, capture_output=True, text=True, check=False, timeout=120
+        [sys.executable, path, "--no-such-option"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=120,
     )
     assert result.returncode == 2
     assert len(result.stderr.strip().splitlines()) == 1, result.stderr
