@@ -1,4 +1,4 @@
-"""The shape of the tree is a promise: imports point down, tools alone speak to people, files and functions stay readable."""
+"""The shape of the tree is a promise: imports point down, tools alone speak to people, functions stay readable."""
 
 from __future__ import annotations
 

@@ -26,7 +26,7 @@ def main() -> None:
 
 def check(arguments: list[str]) -> int:
     """Check every set given and print what is wrong. Returns the exit status."""
-    parser = Parser(prog="check", description="Read every byte of shard sets and say what is wrong and where.")
+    parser = Parser(prog="check.py", description="Read every byte of shard sets and say what is wrong and where.")
     parser.add_argument("dataset", nargs="+", type=Path, help="folder with a manifest.json")
     parser.add_argument("--jobs", type=int, default=len(os.sched_getaffinity(0)), help="cores (default: all)")
     parser.add_argument("--rebuild-index", action="store_true", help="make the index again from the tars, then check")

@@ -53,7 +53,7 @@ def shard(arguments: list[str]) -> int:
 
 
 def _parse(arguments: list[str]) -> tuple[BuildRequest, bool]:
-    parser = Parser(prog="shard", description="Convert a data set into WebDataset tars with an index.")
+    parser = Parser(prog="shard.py", description="Convert a data set into WebDataset tars with an index.")
     parser.add_argument("kind", choices=sorted(SOURCES), help="layout of the source")
     parser.add_argument("source", nargs="+", type=Path, help="folder of the data set")
     parser.add_argument("out", type=Path, help="folder that gets a folder with the shards")

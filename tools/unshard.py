@@ -25,7 +25,7 @@ def main() -> None:
 
 def unshard_tool(arguments: list[str]) -> int:
     """Write the original layout of a set. Returns the exit status."""
-    parser = Parser(prog="unshard", description="Write a shard set back as folders of JPEGs and indexed PNGs.")
+    parser = Parser(prog="unshard.py", description="Write a shard set back as folders of JPEGs and indexed PNGs.")
     parser.add_argument("dataset", type=Path, help="folder with a manifest.json")
     parser.add_argument("out", type=Path, help="new or empty folder")
     given = parser.parse_args(arguments)
