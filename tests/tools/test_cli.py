@@ -1,0 +1,80 @@
+"""However a tool ends, a person gets one clear message and the right status."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Iterator
+
+import pytest
+
+from shards.errors import DataError
+from tools.cli import Parser, run
+
+
+@pytest.fixture(autouse=True)
+def restored_pipe_signal() -> Iterator[None]:
+    before = signal.getsignal(signal.SIGPIPE)
+    yield
+    signal.signal(signal.SIGPIPE, before)
+
+
+def status_of(error: BaseException | None) -> int:
+    def tool(_arguments: list[str]) -> int:
+        if error is not None:
+            raise error
+        return 0
+
+    with pytest.raises(SystemExit) as stopped:
+        run(tool, [])
+    return int(stopped.value.code or 0)
+
+
+class UsageError(ValueError):
+    exit_status = 2
+
+
+def test_success_is_status_0() -> None:
+    assert status_of(None) == 0
+
+
+def test_bad_data_is_one_line_with_all_there_is_to_know(capsys: pytest.CaptureFixture[str]) -> None:
+    error = DataError("a/b.png", expected="ids 0..3", found="id 9", remedy="restore the file")
+    error.add_note("shard x-000000.tar")
+    assert status_of(error) == 1
+    shown = capsys.readouterr().err
+    assert "a/b.png: expected ids 0..3, found id 9; restore the file\n  shard x-000000.tar\n" in shown
+    assert "Traceback" not in shown
+
+
+def test_a_missing_file_is_status_1_and_a_bad_config_status_2() -> None:
+    assert status_of(FileNotFoundError(2, "No such file or directory", "x")) == 1
+    assert status_of(UsageError("unknown key")) == 2
+
+
+def test_ctrl_c_is_status_130(capsys: pytest.CaptureFixture[str]) -> None:
+    assert status_of(KeyboardInterrupt()) == 130
+    assert "stopped by Ctrl-C" in capsys.readouterr().err
+
+
+def test_a_defect_of_ours_keeps_its_traceback() -> None:
+    def tool(_arguments: list[str]) -> int:
+        raise KeyError("ours")
+
+    with pytest.raises(KeyError):
+        run(tool, [])
+
+
+def test_tracebacks_can_be_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    def tool(_arguments: list[str]) -> int:
+        raise ValueError("bad data")
+
+    monkeypatch.setenv("VOSFORGE_TRACEBACK", "1")
+    with pytest.raises(ValueError, match="bad data"):
+        run(tool, [])
+
+
+def test_wrong_usage_is_one_line_and_status_2(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        Parser(prog="tool.py").parse_args(["--no-such"])
+    assert stopped.value.code == 2
+    assert capsys.readouterr().err == "tool.py: unrecognized arguments: --no-such (see tool.py --help)\n"

@@ -1,0 +1,43 @@
+"""The demo runs the real tools from end to end, and never removes what it did not make."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from shards.errors import DataError
+from shards.sources.moving_shapes import MovingShapes, write_moving_shapes
+from tests.conftest import REPOSITORY
+from tools.demo import MARKER, demo
+
+
+def test_given_videos_go_the_whole_way(tmp_path: Path) -> None:
+    write_moving_shapes(tmp_path / "davis", MovingShapes(num_train=2, num_val=1, num_frames=5, height=48, width=80))
+    command = [sys.executable, "tools/demo.py", "--davis", tmp_path / "davis", "--output", tmp_path / "out"]
+    ended = subprocess.run(
+        [*command, "--steps", "1"], cwd=REPOSITORY, capture_output=True, text=True, check=False, timeout=300
+    )
+    assert ended.returncode == 0, ended.stderr
+    for name in ("shard", "check", "train", "segment", "evaluate"):
+        assert f"$ python tools/{name}.py" in ended.stdout
+    assert "J&F on val after training" in ended.stdout
+    for picture in ("clips.png", "masks.png"):
+        assert (tmp_path / "out" / picture).read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_folder_with_other_files_is_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "thesis.txt").write_text("years of work")
+    with pytest.raises(DataError, match="give --output FOLDER"):
+        demo(["--output", str(tmp_path)])
+    assert (tmp_path / "thesis.txt").exists()
+    assert not (tmp_path / MARKER).exists()
+
+
+def test_no_steps_are_a_usage_error(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        demo(["--steps", "0"])
+    assert stopped.value.code == 2
+    assert capsys.readouterr().err.startswith("demo.py: --steps is 0, expected at least 1")
