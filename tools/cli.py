@@ -13,6 +13,7 @@ from typing import NoReturn
 
 BAD_DATA = 1
 BAD_USAGE = 2
+INTERRUPTED = 130
 
 
 class Parser(argparse.ArgumentParser):
@@ -26,8 +27,9 @@ class Parser(argparse.ArgumentParser):
 def run(tool: Callable[[list[str]], int], arguments: list[str] | None = None) -> NoReturn:
     """Run `tool(arguments)` and exit with its status.
 
-    ValueError and OSError (bad data, bad paths) become one line and status 1; an exception whose class sets
-    `exit_status` uses that (ConfigError: 2); Ctrl-C gives 130. Anything else is our defect and keeps its traceback.
+    ValueError, OSError and ModuleNotFoundError (bad data, bad paths, an extra that is not installed) become one line and
+    status 1; an exception whose class sets `exit_status` uses that (ConfigError: 2); Ctrl-C gives 130. Anything else is
+    our defect and keeps its traceback.
     VOSFORGE_TRACEBACK=1 shows the traceback always.
     """
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
@@ -35,13 +37,16 @@ def run(tool: Callable[[list[str]], int], arguments: list[str] | None = None) ->
     name = Path(sys.argv[0]).name  # run as a file, the tool's module is called __main__
     try:
         status = tool(sys.argv[1:] if arguments is None else arguments)
-    except KeyboardInterrupt:
-        print(f"\n{name}: stopped by Ctrl-C", file=sys.stderr)
-        status = 130
-    except (ValueError, OSError) as error:
+    except KeyboardInterrupt as error:
+        print(f"\n{name}: stopped by Ctrl-C{_notes(error)}", file=sys.stderr)
+        status = INTERRUPTED
+    except (ValueError, OSError, ModuleNotFoundError) as error:
         if os.environ.get("VOSFORGE_TRACEBACK"):
             raise
-        notes = "".join(f"\n  {note}" for note in getattr(error, "__notes__", ()))
-        print(f"{name}: {error}{notes}", file=sys.stderr)
+        print(f"{name}: {error}{_notes(error)}", file=sys.stderr)
         status = int(getattr(error, "exit_status", BAD_DATA))
     sys.exit(status)
+
+
+def _notes(error: BaseException) -> str:
+    return "".join(f"\n  {note}" for note in getattr(error, "__notes__", ()))

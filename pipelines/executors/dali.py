@@ -5,8 +5,6 @@ no DALI reader and no state in the graph, which makes its output equal across DA
 The arithmetic is the `cpu` executor's: warp, round to 8 bit, colour matrix, round.
 """
 
-# DALI's stub files say less than its modules hold, and differ between versions.
-# mypy: disable-error-code="attr-defined, call-overload, union-attr"
 from __future__ import annotations
 
 import inspect

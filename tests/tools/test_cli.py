@@ -51,9 +51,16 @@ def test_a_missing_file_is_status_1_and_a_bad_config_status_2() -> None:
     assert status_of(UsageError("unknown key")) == 2
 
 
-def test_ctrl_c_is_status_130(capsys: pytest.CaptureFixture[str]) -> None:
-    assert status_of(KeyboardInterrupt()) == 130
-    assert "stopped by Ctrl-C" in capsys.readouterr().err
+def test_ctrl_c_is_status_130_and_says_how_to_go_on(capsys: pytest.CaptureFixture[str]) -> None:
+    error = KeyboardInterrupt()
+    error.add_note("run it again to go on")
+    assert status_of(error) == 130
+    assert capsys.readouterr().err.endswith("stopped by Ctrl-C\n  run it again to go on\n")
+
+
+def test_an_extra_that_is_not_installed_is_a_message_not_a_traceback(capsys: pytest.CaptureFixture[str]) -> None:
+    assert status_of(ModuleNotFoundError("the dali executor needs NVIDIA DALI; install one of the extras")) == 1
+    assert "install one of the extras" in capsys.readouterr().err
 
 
 def test_a_defect_of_ours_keeps_its_traceback() -> None:
