@@ -27,7 +27,7 @@ class Parser(argparse.ArgumentParser):
 def run(tool: Callable[[list[str]], int], arguments: list[str] | None = None) -> NoReturn:
     """Run `tool(arguments)` and exit with its status.
 
-    ValueError, OSError and ModuleNotFoundError (bad data, bad paths, an extra that is not installed) become one line and
+    ValueError, OSError and ModuleNotFoundError (bad data, bad paths, an extra not installed) become one line and
     status 1; an exception whose class sets `exit_status` uses that (ConfigError: 2); Ctrl-C gives 130. Anything else is
     our defect and keeps its traceback.
     VOSFORGE_TRACEBACK=1 shows the traceback always.
