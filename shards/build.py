@@ -15,8 +15,9 @@ from shards.errors import DataError
 from shards.findings import REJECTED, Finding, Findings
 from shards.index import INDEX_FOLDER, write_index
 from shards.jobs import DoneShard, Progress, Report, ShardJob
-from shards.manifest import MANIFEST, Manifest, encode_json, read_manifest, write_bytes
+from shards.manifest import MANIFEST, Manifest, encode_json, read_manifest
 from shards.plan import BuildRequest, Plan, shard_name
+from shards.storage import write_bytes
 from shards.work import run_jobs
 
 # Holds what a killed build needs to go on; gone when the set is complete.

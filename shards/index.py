@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from shards.manifest import replacing
+from shards.storage import replacing
 
 INDEX_FOLDER = "index"
 SCHEMAS = {

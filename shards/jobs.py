@@ -14,9 +14,10 @@ import pyarrow as pa
 from shards.convert import OrderedMap, ReadyVideo, convert_video
 from shards.findings import Finding, Findings
 from shards.index import SCHEMAS, Batches
-from shards.manifest import ShardFacts, encode_json, replacing, write_bytes
+from shards.manifest import ShardFacts, encode_json
 from shards.plan import BuildRequest
 from shards.sources.types import Source
+from shards.storage import replacing, write_bytes
 from shards.writer import write_shard
 
 

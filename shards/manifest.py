@@ -5,15 +5,12 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 from shards.errors import DataError
 from shards.masks import MASK_CODECS, MaskCodec
+from shards.storage import Location
 
 FORMAT_VERSION = 1
 # Changes when the writer changes the bytes it makes, not with every release: it is part of the fingerprint.
@@ -23,13 +20,17 @@ MANIFEST = "manifest.json"
 
 @dataclass(frozen=True, slots=True)
 class ShardFacts:
-    """One tar: file name, size in bytes, SHA-256 in hexadecimal, how many videos and frames."""
+    """One tar: file name, size in bytes, SHA-256 in hexadecimal, how many videos and frames of it are in the set.
+
+    selected: which of its videos are in the set, by their places in the tar (`0-3,7`); None for all.
+    """
 
     name: str
     bytes: int
     sha256: str
     videos: int
     frames: int
+    selected: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +38,8 @@ class Manifest:
     """Everything about a finished set that its bytes depend on; no times, no paths of the machine that built it.
 
     resolution: folder between JPEGImages and the videos, None for layouts without. splits: how many videos each split
-    has. source: SHA-256 over the input's names and sizes and the arguments of the build (`Plan.digest`).
+    has. source: SHA-256 over the input's names and sizes and the arguments of the build (`Plan.digest`); "" for a set
+    made of others, whose fingerprints are in parents.
     refused / warnings: how many lines of rejected.jsonl are refusals, and how many are not.
     """
 
@@ -53,6 +55,7 @@ class Manifest:
     num_frames: int
     refused: int
     warnings: int
+    parents: tuple[str, ...] = ()
     format_version: int = FORMAT_VERSION
     created_by: str = CREATED_BY
 
@@ -71,24 +74,7 @@ def encode_json(value: Any) -> bytes:
     return json.dumps(value, sort_keys=True, indent=1, ensure_ascii=False).encode() + b"\n"
 
 
-@contextmanager
-def replacing(path: Path) -> Iterator[BinaryIO]:
-    """Open `path.tmp` for writing; on success flush, fsync and rename to `path`, on failure leave `path` alone."""
-    temporary = path.with_name(path.name + ".tmp")
-    with temporary.open("wb") as file:
-        yield file
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
-
-
-def write_bytes(path: Path, data: bytes) -> None:
-    """Write a whole file so that it is either there complete or not there."""
-    with replacing(path) as file:
-        file.write(data)
-
-
-def read_manifest(root: Path) -> Manifest:
+def read_manifest(root: Location) -> Manifest:
     """Manifest of a finished set. Raises DataError if there is none or it is not one of ours."""
     path = root / MANIFEST
     if not path.is_file():
@@ -113,4 +99,5 @@ def _parse(fields: Any) -> Manifest:
     if fields["mask_codec"] not in MASK_CODECS:
         raise ValueError(f"mask codec {fields['mask_codec']!r}")
     shards = tuple(ShardFacts(**facts) for facts in fields.pop("shards"))
-    return Manifest(shards=shards, **fields)
+    parents = tuple(fields.pop("parents"))
+    return Manifest(shards=shards, parents=parents, **fields)

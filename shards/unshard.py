@@ -6,11 +6,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 from shards.errors import DataError
-from shards.manifest import write_bytes
 from shards.masks import decode_label_map
 from shards.palettes import voc_palette
 from shards.png import encode_indexed
 from shards.reader import ShardSet
+from shards.storage import write_bytes
 
 
 def unshard(shard_set: ShardSet, out: Path, report: Callable[[int], None]) -> None:

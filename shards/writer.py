@@ -10,10 +10,11 @@ from typing import BinaryIO
 
 from shards.convert import ReadyVideo
 from shards.index import Batches
-from shards.manifest import ShardFacts, replacing
+from shards.manifest import ShardFacts
 from shards.masks import MaskCodec
 from shards.naming import VIDEO_FACTS, escape_video
 from shards.scan import Sample, ShardRows
+from shards.storage import replacing
 from shards.tar import BLOCK, END_OF_ARCHIVE, encode_member
 from shards.video import VideoFacts
 

@@ -26,7 +26,7 @@ from pipelines.recipes.rde import RdeVideo
 from pipelines.sampling import MixEntry
 from pipelines.source import ClipSource
 from shards.build import build, silent
-from shards.manifest import write_bytes
+from shards.storage import write_bytes
 from shards.masks import MASK_CODECS
 from shards.plan import BuildRequest, make_plan
 from shards.reader import ShardSet

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from models import build
 from models.released import load_strictly
 from shards.errors import DataError
-from shards.manifest import replacing
+from shards.storage import replacing
 from trainers.config_reading import ConfigError
 
 logger = logging.getLogger(__name__)

@@ -10,7 +10,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
-from shards.manifest import write_bytes
+from shards.storage import write_bytes
 from trainers.timing import StepTimes, as_clock
 
 if TYPE_CHECKING:

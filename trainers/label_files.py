@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from shards.errors import DataError
-from shards.manifest import write_bytes
+from shards.storage import write_bytes
 from shards.palettes import voc_palette
 
 LabelMap = NDArray[np.uint8]

@@ -22,7 +22,8 @@ import torch
 from numpy.typing import NDArray
 
 from shards.errors import DataError
-from shards.manifest import encode_json, write_bytes
+from shards.manifest import encode_json
+from shards.storage import write_bytes
 from trainers.label_files import write_label_map
 from trainers.prediction import ModelClock, Segmenter, object_ids, segment_video
 from trainers.videos import VideoSource

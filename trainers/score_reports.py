@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from shards.manifest import encode_json, write_bytes
+from shards.manifest import encode_json
+from shards.storage import write_bytes
 from trainers.benchmarks import ObjectScores, global_scores
 
 GLOBAL_COLUMNS = ("J&F-Mean", "J-Mean", "J-Recall", "J-Decay", "F-Mean", "F-Recall", "F-Decay")

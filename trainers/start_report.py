@@ -10,7 +10,7 @@ import yaml
 
 from models import Rde
 from pipelines.source import ClipSource
-from shards.manifest import write_bytes
+from shards.storage import write_bytes
 from trainers.config import Config, Stage, as_plain
 from trainers.provenance import package_folders
 from trainers.stages import Place, executor_name, precision_on

@@ -9,7 +9,8 @@ import pytest
 
 from shards.check import check_set, rebuild_index
 from shards.errors import DataError
-from shards.manifest import read_manifest, write_bytes
+from shards.manifest import read_manifest
+from shards.storage import write_bytes
 from shards.reader import ShardSet
 from tests.shards.small_tree import build_set
 
