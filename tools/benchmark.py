@@ -26,11 +26,11 @@ from pipelines.recipes.rde import RdeVideo
 from pipelines.sampling import MixEntry
 from pipelines.source import ClipSource
 from shards.build import build, silent
-from shards.storage import write_bytes
 from shards.masks import MASK_CODECS
 from shards.plan import BuildRequest, make_plan
 from shards.reader import ShardSet
 from shards.sources.moving_shapes import MovingShapes, write_moving_shapes
+from shards.storage import write_bytes
 from tools.cli import Parser, run
 from trainers.provenance import read_versions
 from trainers.scoring_benchmark import ScoringTiming, time_scoring

@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from shards.errors import DataError
-from shards.storage import write_bytes
 from shards.palettes import voc_palette
+from shards.storage import write_bytes
 
 LabelMap = NDArray[np.uint8]
 

@@ -10,8 +10,8 @@ import pytest
 from shards.check import check_set, rebuild_index
 from shards.errors import DataError
 from shards.manifest import read_manifest
-from shards.storage import write_bytes
 from shards.reader import ShardSet
+from shards.storage import write_bytes
 from tests.shards.small_tree import build_set
 
 
