@@ -60,7 +60,7 @@ def time_build(source: Path, scratch: Path, *, mask_codec: MaskCodec = "lz4", ro
 def _build(source: Path, scratch: Path, mask_codec: MaskCodec) -> None:
     request = BuildRequest("davis2017", (source,), scratch / "set", mask_codec=mask_codec)
     build(request, make_plan(request), silent)
-    shutil.rmtree(request.out)
+    shutil.rmtree(scratch / "set")
 
 
 def _copy(paths: list[Path], scratch: Path) -> None:

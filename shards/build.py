@@ -1,28 +1,36 @@
-"""Build a shard set: independent shards, resumable at shard granularity, the manifest last."""
+"""Build a shard set: independent shards, resumable at shard granularity, on one machine or many, the manifest last."""
 
 from __future__ import annotations
 
+import errno
 import json
-import shutil
+import logging
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from fcntl import LOCK_EX, LOCK_NB, flock
-from pathlib import Path
+from fcntl import LOCK_EX, LOCK_NB, LOCK_SH, flock
 
 from shards.errors import DataError
 from shards.findings import REJECTED, Finding, Findings
 from shards.index import INDEX_FOLDER, write_index
-from shards.jobs import DoneShard, Progress, Report, ShardJob
-from shards.manifest import MANIFEST, Manifest, encode_json, read_manifest
+from shards.jobs import Progress, Report, ShardJob
+from shards.manifest import MANIFEST, Manifest, read_manifest
 from shards.plan import BuildRequest, Plan, shard_name
-from shards.storage import write_bytes
+from shards.sources.types import Source
+from shards.storage import Location, RemotePath, list_folder, remove_tree, remove_unfinished, write_bytes
 from shards.work import run_jobs
+
+logger = logging.getLogger(__name__)
 
 # Holds what a killed build needs to go on; gone when the set is complete.
 WORK_FOLDER = "building"
 _PLAN = "plan.json"
+# What file systems without locks answer.
+_NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP}
+
+# Runs jobs wherever; `work.run_jobs` on this machine, `cluster.run_on_dask` on many.
+Engine = Callable[[list[ShardJob], Source, BuildRequest, Report], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,11 +38,23 @@ class BuildResult:
     """A complete set. already_there: it was complete before, nothing was done."""
 
     manifest: Manifest
-    root: Path
+    root: Location
     already_there: bool
 
 
-def build(request: BuildRequest, plan: Plan, report: Report) -> BuildResult:
+@dataclass(frozen=True, slots=True)
+class Part:
+    """One of `count` equal shares of a build, numbered from 1: every count-th shard from shard number - 1 on."""
+
+    number: int
+    count: int
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.number <= self.count:
+            raise ValueError(f"parts are 1/N to N/N, not {self.number}/{self.count}")
+
+
+def build(request: BuildRequest, plan: Plan, report: Report, run: Engine = run_jobs) -> BuildResult:
     """Write the set of a plan, or go on where a killed build of the same plan stopped.
 
     `report` gets the work done since its last call. Raises DataError for refused input (`on_bad="stop"`) and for a
@@ -45,45 +65,87 @@ def build(request: BuildRequest, plan: Plan, report: Report) -> BuildResult:
         return _finished(root, plan)
     work = root / WORK_FOLDER
     _claim(root, work, plan)
-    with _locked(work):
-        findings = Findings(request.on_bad, request.sources[0])
-        findings.extend(plan.findings)
+    with _locked(work, alone=True):
+        remove_unfinished(root)
+        remove_unfinished(work)
         jobs = plan_jobs(request, plan)
-        waiting = [job for job in jobs if not job.is_done()]
-        resumed = sum(plan.sizes[name].num_frames for job in jobs if job not in waiting for name in job.names)
-        report(Progress(resumed, 0, 0))
-        run_jobs(waiting, plan.source, request, report)
-        done = [job.read() for job in jobs]
-        for shard in done:
-            findings.extend(shard.findings)
-        manifest = _complete(request, plan, list(zip(jobs, done, strict=True)), findings.list)
-    shutil.rmtree(work)
+        _run_waiting(jobs, plan, request, report, run)
+        manifest = _complete(request, plan, jobs)
+    remove_tree(work)
     return BuildResult(manifest, root, already_there=False)
+
+
+def build_part(request: BuildRequest, plan: Plan, report: Report, part: Part, run: Engine = run_jobs) -> int:
+    """Make the shards of one part, beside any number of machines that make others. Returns how many shards it has.
+
+    The folder is all they share. `finish_build` makes a set of the shards when all parts are done.
+    """
+    root = request.root
+    jobs = plan_jobs(request, plan)[part.number - 1 :: part.count]
+    if (root / MANIFEST).is_file():
+        _finished(root, plan)
+        return len(jobs)
+    _claim(root, root / WORK_FOLDER, plan)
+    with _locked(root / WORK_FOLDER, alone=False):
+        _run_waiting(jobs, plan, request, report, run)
+    return len(jobs)
+
+
+def finish_build(request: BuildRequest, plan: Plan) -> BuildResult:
+    """Make a set of the shards that parts have made. Raises DataError if any is missing."""
+    root = request.root
+    if (root / MANIFEST).is_file():
+        return _finished(root, plan)
+    jobs = plan_jobs(request, plan)
+    missing = [(number, job.path.stem) for number, job in enumerate(jobs) if not job.is_done()]
+    if missing:
+        listed = ", ".join(name for _, name in missing[:8]) + ", ..." * (len(missing) > 8)
+        raise DataError(
+            root,
+            expected=f"{len(jobs)} finished shards",
+            found=f"{len(jobs) - len(missing)}, without {listed}",
+            remedy=f"run --part I/N again for these (shard n is in part n % N + 1, {missing[0][0]} is the first)",
+        )
+    work = root / WORK_FOLDER
+    _claim(root, work, plan)
+    with _locked(work, alone=True):
+        remove_unfinished(root)
+        manifest = _complete(request, plan, jobs)
+    remove_tree(work)
+    return BuildResult(manifest, root, already_there=False)
+
+
+def read_listing(request: BuildRequest) -> bytes | None:
+    """The plan that a part of this build has left for the others, for `make_plan`; None if there is none yet."""
+    record = request.root / WORK_FOLDER / _PLAN
+    return record.read_bytes() if record.is_file() else None
 
 
 def plan_jobs(request: BuildRequest, plan: Plan) -> list[ShardJob]:
     """One job for each shard of the plan."""
     work = request.root / WORK_FOLDER
     return [
-        ShardJob(request.root / shard_name(request.data_set, number), work, names)
+        ShardJob(request.root / shard_name(request.data_set, number), work, tuple(plan.sizes[name] for name in names))
         for number, names in enumerate(plan.shards)
     ]
 
 
-def _complete(
-    request: BuildRequest, plan: Plan, shards: list[tuple[ShardJob, DoneShard]], findings: list[Finding]
-) -> Manifest:
+def _run_waiting(jobs: list[ShardJob], plan: Plan, request: BuildRequest, report: Report, run: Engine) -> None:
+    Findings(request.on_bad, request.sources[0]).extend(plan.findings)  # stops here where the lists name no video
+    waiting = [job for job in jobs if not job.is_done()]
+    report(Progress(sum(job.num_frames for job in jobs) - sum(job.num_frames for job in waiting), 0, 0))
+    if waiting:
+        run(waiting, plan.source, request, report)
+
+
+def _complete(request: BuildRequest, plan: Plan, jobs: list[ShardJob]) -> Manifest:
     """Write index, rejected.jsonl and the manifest over finished shards."""
     root = request.root
-    kept = [(job, shard.facts) for job, shard in shards if shard.facts is not None]
+    done = [job.read() for job in jobs]
+    findings = [*plan.findings, *(finding for shard in done for finding in shard.findings)]
+    kept = [(job, shard.facts) for job, shard in zip(jobs, done, strict=True) if shard.facts is not None]
     if not kept:
-        first = next(finding for finding in findings if finding.severity == "refused")
-        raise DataError(
-            request.sources[0],
-            expected="at least one usable video",
-            found=f"{len(plan.sizes)} videos, all refused, the first because of {first.path}: {first.reason}",
-            remedy="mend the source",
-        )
+        raise _nothing_usable(request, plan, findings)
     write_index(root / INDEX_FOLDER, (job.read_rows() for job, _ in kept))
     write_bytes(root / REJECTED, b"".join(finding.encode() for finding in findings))
     severities = Counter(finding.severity for finding in findings)
@@ -105,6 +167,16 @@ def _complete(
     return manifest
 
 
+def _nothing_usable(request: BuildRequest, plan: Plan, findings: list[Finding]) -> DataError:
+    first = next(finding for finding in findings if finding.severity == "refused")
+    return DataError(
+        request.sources[0],
+        expected="at least one usable video",
+        found=f"{len(plan.sizes)} videos, all refused, the first because of {first.path}: {first.reason}",
+        remedy="mend the source",
+    )
+
+
 def _count_splits(jobs: Iterator[ShardJob]) -> dict[str, int]:
     counts: Counter[str] = Counter()
     for job in jobs:
@@ -113,29 +185,29 @@ def _count_splits(jobs: Iterator[ShardJob]) -> dict[str, int]:
     return dict(counts)
 
 
-def _finished(root: Path, plan: Plan) -> BuildResult:
+def _finished(root: Location, plan: Plan) -> BuildResult:
     manifest = read_manifest(root)
     if manifest.source != plan.digest:
         raise _other_build(root, "a finished set of other arguments or another source")
-    shutil.rmtree(root / WORK_FOLDER, ignore_errors=True)
+    remove_tree(root / WORK_FOLDER)
     return BuildResult(manifest, root, already_there=True)
 
 
-def _claim(root: Path, work: Path, plan: Plan) -> None:
+def _claim(root: Location, work: Location, plan: Plan) -> None:
     """Make the folder of a new build, or see that the unfinished one in it is of this plan."""
     record = work / _PLAN
     if record.is_file():
         if json.loads(record.read_bytes())["digest"] != plan.digest:
             raise _other_build(root, "an unfinished build of other arguments or another source")
         return
-    strangers = [path.name for path in root.iterdir() if path.name != WORK_FOLDER] if root.is_dir() else []
+    strangers = [entry.name for entry in list_folder(root) if entry.name != WORK_FOLDER]
     if strangers:
-        raise _other_build(root, f"files that no build left there ({sorted(strangers)[0]})")
+        raise _other_build(root, f"files that no build left there ({strangers[0]})")
     work.mkdir(parents=True, exist_ok=True)
-    write_bytes(record, encode_json({"digest": plan.digest}))
+    write_bytes(record, plan.encode())
 
 
-def _other_build(root: Path, found: str) -> DataError:
+def _other_build(root: Location, found: str) -> DataError:
     return DataError(
         root,
         expected="a new folder, or a build of the same arguments and source",
@@ -145,18 +217,28 @@ def _other_build(root: Path, found: str) -> DataError:
 
 
 @contextmanager
-def _locked(work: Path) -> Iterator[None]:
-    """Hold the build alone; the lock ends with the process, however it ends."""
-    with (work / "lock").open("wb") as file:
+def _locked(work: Location, *, alone: bool) -> Iterator[None]:
+    """Hold the build alone, or as one of its parts; the lock ends with the process, however it ends.
+
+    Object stores have no locks. Two builds of one plan write the same bytes there, each whole or not at all.
+    """
+    if isinstance(work, RemotePath):
+        yield
+        return
+    with (work / "lock").open("a+b") as file:  # open for both: what a network file system asks for both kinds of lock
         try:
-            flock(file, LOCK_EX | LOCK_NB)
+            flock(file, (LOCK_EX if alone else LOCK_SH) | LOCK_NB)
         except BlockingIOError:
             raise DataError(
                 work.parent,
-                expected="one build at a time",
+                expected="one build at a time, or parts only (--part)",
                 found="another one running",
                 remedy="wait for it or stop it",
             ) from None
+        except OSError as error:
+            if error.errno not in _NO_LOCKS:
+                raise
+            logger.warning("%s: no locks here (%s); see that no other build runs", work, error.strerror)
         yield
 
 

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 
 class DataError(ValueError):
     """Bad data at a known place.
 
-    path: file or folder at fault; expected / found: what should be there and what is; remedy: what to do about it.
+    path: file or folder at fault, or its URL; expected / found: what should be there and what is; remedy: what to do.
     `str()` gives one line with all four, which tools print before they exit with status 1.
     """
 
-    def __init__(self, path: str | Path, *, expected: str, found: str, remedy: str) -> None:
+    def __init__(self, path: object, *, expected: str, found: str, remedy: str) -> None:
         super().__init__(f"{path}: expected {expected}, found {found}; {remedy}")
         self.path = str(path)
         self.expected = expected

@@ -6,10 +6,10 @@ import dataclasses
 import json
 from collections.abc import Iterable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal
 
 from shards.errors import DataError
+from shards.storage import Location
 
 REJECTED = "rejected.jsonl"
 # refused: left out, stops a build with --on-bad stop. repaired: stored other than it came. warning: stored as it came.
@@ -38,7 +38,7 @@ class Finding:
         """The same finding with its place."""
         return dataclasses.replace(self, path=path, video=video, frame=frame)
 
-    def error(self, source: Path) -> DataError:
+    def error(self, source: Location) -> DataError:
         """The finding as an exception, for builds that stop at the first refused input of this source."""
         remedy = f"{self.remedy}; --on-bad skip goes on without it ({self.what_was_done})"
         return DataError(source / self.path, expected=self.expected, found=self.found, remedy=remedy)
@@ -63,7 +63,7 @@ class RefusedError(Exception):
 class Findings:
     """Findings of one job in order; with `stop`, adding a refusal raises it as DataError instead."""
 
-    def __init__(self, on_bad: Literal["stop", "skip"], source: Path) -> None:
+    def __init__(self, on_bad: Literal["stop", "skip"], source: Location) -> None:
         self._source = source
         self._stop = on_bad == "stop"
         self.list: list[Finding] = []
@@ -80,7 +80,7 @@ class Findings:
             self.add(finding)
 
 
-def read_findings(root: Path) -> list[Finding]:
+def read_findings(root: Location) -> list[Finding]:
     """Findings of a finished set, in the order of its shards."""
     with (root / REJECTED).open("rb") as file:
         return [Finding(**json.loads(line)) for line in file]

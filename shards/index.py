@@ -8,13 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from contextlib import ExitStack
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
-from shards.storage import replacing
+from shards.storage import Location, replacing
 
 INDEX_FOLDER = "index"
 SCHEMAS = {
@@ -58,7 +57,7 @@ SCHEMAS = {
 Batches = dict[str, pa.RecordBatch]
 
 
-def index_path(root: Path, table: str) -> Path:
+def index_path(root: Location, table: str) -> Location:
     """File of one table of a shard set."""
     return root / INDEX_FOLDER / f"{table}.arrow"
 
@@ -69,7 +68,7 @@ def make_batch(table: str, columns: dict[str, list[Any]]) -> pa.RecordBatch:
     return pa.record_batch([pa.array(columns[name], schema.field(name).type) for name in schema.names], schema=schema)
 
 
-def write_index(folder: Path, shards: Iterable[Batches]) -> None:
+def write_index(folder: Location, shards: Iterable[Batches]) -> None:
     """Write the three files into `folder` from the rows of each shard, in order.
 
     Rows that count within their shard (first_frame, frame) and `shard` itself become rows of the whole set.

@@ -5,19 +5,20 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
 from typing import NamedTuple
 
 import pyarrow as pa
 
 from shards.convert import OrderedMap, ReadyVideo, convert_video
+from shards.errors import DataError
 from shards.findings import Finding, Findings
 from shards.index import SCHEMAS, Batches
 from shards.manifest import ShardFacts, encode_json
 from shards.plan import BuildRequest
-from shards.sources.types import Source
-from shards.storage import replacing, write_bytes
+from shards.sources.types import Source, VideoSize
+from shards.storage import Location, file_size, replacing, write_bytes
 from shards.writer import write_shard
 
 
@@ -42,18 +43,23 @@ class DoneShard:
 
 @dataclass(frozen=True, slots=True)
 class ShardJob:
-    """One shard to make: path of its tar, folder for what only the build needs, names of its videos."""
+    """One shard to make: path of its tar, folder for what only the build needs, its videos."""
 
-    path: Path
-    work: Path
-    names: tuple[str, ...]
+    path: Location
+    work: Location
+    videos: tuple[VideoSize, ...]
 
     @property
-    def side_file(self) -> Path:
+    def num_frames(self) -> int:
+        """Frames of its videos in the source."""
+        return sum(video.num_frames for video in self.videos)
+
+    @property
+    def side_file(self) -> Location:
         """Written last: a shard whose side file is there is finished."""
         return self.work / f"{self.path.stem}.json"
 
-    def rows_file(self, table: str) -> Path:
+    def rows_file(self, table: str) -> Location:
         """Rows of the index that belong to the shard."""
         return self.work / f"{self.path.stem}.{table}.arrow"
 
@@ -62,7 +68,7 @@ class ShardJob:
         if not self.side_file.is_file():
             return False
         facts = self.read().facts
-        return facts is None or (self.path.is_file() and self.path.stat().st_size == facts.bytes)
+        return facts is None or file_size(self.path) == facts.bytes
 
     def read(self) -> DoneShard:
         """What the finished job left."""
@@ -74,24 +80,29 @@ class ShardJob:
         """Rows of the index that belong to the finished shard."""
         rows = {}
         for table in SCHEMAS:
-            with pa.ipc.open_file(self.rows_file(table)) as reader:
+            with pa.ipc.open_file(self.rows_file(table).read_bytes()) as reader:
                 rows[table] = reader.get_batch(0)
         return rows
 
 
 @dataclass(frozen=True, slots=True)
 class Workshop:
-    """What every job of a build needs: the source, the arguments, how to map over frames, whom to tell."""
+    """What every job of a build needs: the source, the arguments, how to map over frames, whom to tell.
+
+    ahead: convert the next video while one is being written, for shards made on several cores; holds two in memory.
+    """
 
     source: Source
     request: BuildRequest
     map_frames: OrderedMap
     report: Report
+    ahead: bool = False
 
     def run(self, job: ShardJob) -> None:
         """Make the tar, its rows and, last, its side file. Raises DataError for refused input under `stop`."""
         findings = Findings(self.request.on_bad, self.request.sources[0])
-        written = write_shard(job.path, self.request.mask_codec, self._converted(job.names, findings))
+        videos = self._converted(job.videos, findings)
+        written = write_shard(job.path, self.request.mask_codec, _one_ahead(videos) if self.ahead else videos)
         facts = written.facts if written.facts.videos else None
         if facts is None:
             job.path.unlink()
@@ -100,12 +111,33 @@ class Workshop:
                 writer.write_batch(batch)
         write_bytes(job.side_file, encode_json(dataclasses.asdict(DoneShard(facts, tuple(findings.list)))))
 
-    def _converted(self, names: tuple[str, ...], findings: Findings) -> Iterator[ReadyVideo]:
-        for name in names:
-            video = self.source.video(name)
+    def _converted(self, videos: tuple[VideoSize, ...], findings: Findings) -> Iterator[ReadyVideo]:
+        for size in videos:
+            video = self.source.video(size.name)
+            if size.num_frames and not video.frames:
+                raise _vanished(video.label, size)
             before = len(findings.list)
             ready = convert_video(video, self.source.kind, self.request.mask_codec, findings, self.map_frames)
+            refused = sum(finding.severity == "refused" for finding in findings.list[before:])
+            self.report(Progress(size.num_frames, ready.num_bytes if ready else 0, refused))
             if ready is not None:
                 yield ready
-            refused = sum(finding.severity == "refused" for finding in findings.list[before:])
-            self.report(Progress(len(video.frames), ready.num_bytes if ready else 0, refused))
+
+
+def _one_ahead(videos: Iterator[ReadyVideo]) -> Iterator[ReadyVideo]:
+    """The same videos, each asked for while the one before is in use."""
+    with ThreadPoolExecutor(1) as executor:
+        coming = executor.submit(next, videos, None)
+        while (video := coming.result()) is not None:
+            coming = executor.submit(next, videos, None)
+            yield video
+
+
+def _vanished(label: str, size: VideoSize) -> DataError:
+    """Not a finding: a source that goes away in mid-build must not become a set without its videos."""
+    return DataError(
+        label,
+        expected=f"{size.num_frames} frames of video {size.name}, as when the build was planned",
+        found="none",
+        remedy="the source went away or changed: bring it back and run the same command again",
+    )

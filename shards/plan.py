@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import json
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal, cast
 
 from shards.findings import Finding
 from shards.manifest import FORMAT_VERSION, encode_json
@@ -16,6 +17,7 @@ from shards.masks import MaskCodec
 from shards.naming import escape_video
 from shards.sources import SOURCES
 from shards.sources.types import Source, SourceRequest, VideoSize
+from shards.storage import Location
 
 _UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
 
@@ -25,8 +27,8 @@ class BuildRequest:
     """Arguments of a build. out: the folder that gets a folder `name`. shard_size in bytes. jobs: CPU cores to use."""
 
     kind: str
-    sources: tuple[Path, ...]
-    out: Path
+    sources: tuple[Location, ...]
+    out: Location
     name: str | None = None
     splits: tuple[str, ...] | None = None
     resolution: str = "480p"
@@ -41,18 +43,22 @@ class BuildRequest:
         return self.name or self.kind
 
     @property
-    def root(self) -> Path:
+    def root(self) -> Location:
         """Folder of the set."""
         return self.out / self.data_set
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """Names of the videos of each shard, in order; a shard's number is its place. sizes: of every video, by name."""
+    """Names of the videos of each shard, in order; a shard's number is its place. sizes: of every video, by name.
+
+    arguments: those the bytes depend on. digest: over them and the sizes.
+    """
 
     source: Source
     shards: tuple[tuple[str, ...], ...]
     sizes: dict[str, VideoSize]
+    arguments: dict[str, Any]
     digest: str
 
     @property
@@ -60,18 +66,27 @@ class Plan:
         """Findings of the source that belong to no video."""
         return self.source.findings
 
+    def encode(self) -> bytes:
+        """For other machines, which need not list the source again; `decode_sizes` is the inverse."""
+        return encode_json({"arguments": self.arguments, "digest": self.digest, "videos": list(self.sizes.values())})
 
-def make_plan(request: BuildRequest) -> Plan:
+
+def make_plan(request: BuildRequest, listed: bytes | None = None) -> Plan:
     """Open the source, list it and fill shards in the order of names.
 
+    listed: the plan of another machine (`Plan.encode`), which saves listing the source if it is of the same arguments.
     Raises ValueError for arguments that cannot be, DataError for a source that is not of its kind.
     """
     _check(request)
-    source = SOURCES[request.kind](SourceRequest(request.sources, request.splits, request.resolution))
-    sizes = {size.name: size for size in source.sizes()}
+    paths = cast(tuple[Path, ...], request.sources)  # RemotePath answers to all of Path that sources use
+    source = SOURCES[request.kind](SourceRequest(paths, request.splits, request.resolution))
+    arguments = _arguments(request)
+    known = None if listed is None else _listed_sizes(listed, arguments)
+    sizes = {size.name: size for size in (source.sizes() if known is None else known)}
     _require_distinct(sizes)
     shards = tuple(fill_shards(sizes.values(), request.shard_size))
-    return Plan(source, shards, sizes, _digest(request, sizes))
+    digest = hashlib.sha256(encode_json(arguments | {"videos": list(sizes.values())})).hexdigest()
+    return Plan(source, shards, sizes, arguments, digest)
 
 
 def fill_shards(sizes: Iterable[VideoSize], shard_size: int) -> Iterable[tuple[str, ...]]:
@@ -121,9 +136,20 @@ def _require_distinct(sizes: dict[str, VideoSize]) -> None:
             raise ValueError(f"videos {other!r} and {name!r} get the same name in a shard; rename one of them")
 
 
-def _digest(request: BuildRequest, sizes: dict[str, VideoSize]) -> str:
-    """SHA-256 over everything the bytes depend on that is known beforehand; not --jobs, --on-bad or any path."""
+def _arguments(request: BuildRequest) -> dict[str, Any]:
+    """Everything the bytes depend on beside the source; not --jobs, --on-bad or any path."""
     fields = dataclasses.asdict(request)
     used = {name: fields[name] for name in ("kind", "resolution", "mask_codec", "shard_size")}
-    used |= {"format": FORMAT_VERSION, "name": request.data_set, "videos": list(sizes.values())}
-    return hashlib.sha256(encode_json(used)).hexdigest()
+    return used | {
+        "format": FORMAT_VERSION,
+        "name": request.data_set,
+        "splits": request.splits and sorted(set(request.splits)),
+    }
+
+
+def _listed_sizes(listed: bytes, arguments: dict[str, Any]) -> list[VideoSize] | None:
+    """Sizes of an encoded plan; None if it is of other arguments."""
+    plan = json.loads(listed)
+    if plan["arguments"] != arguments:
+        return None
+    return [VideoSize(name, tuple(splits), *numbers) for name, splits, *numbers in plan["videos"]]

@@ -33,7 +33,7 @@ def run_jobs(jobs: list[ShardJob], source: Source, request: BuildRequest, report
         _run_in_processes(jobs, source, request, report)
         return
     with frame_threads(request.jobs) as map_frames:
-        workshop = Workshop(source, request, map_frames, report)
+        workshop = Workshop(source, request, map_frames, report, ahead=request.jobs > 1)
         for job in jobs:
             workshop.run(job)
 
@@ -130,7 +130,7 @@ class _Worker:
 def _begin_worker(channel: _Channel, source: Source, request: BuildRequest, threads: int) -> None:
     threading.Thread(target=_die_with, args=(os.getppid(),), daemon=True).start()
     map_frames: Any = map if threads == 1 else ThreadPoolExecutor(threads).map
-    _Worker.workshop = Workshop(source, request, map_frames, channel.report)
+    _Worker.workshop = Workshop(source, request, map_frames, channel.report, ahead=threads > 1)
 
 
 def begin_reader() -> None:

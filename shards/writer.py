@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import BinaryIO
 
 from shards.convert import ReadyVideo
@@ -14,7 +13,7 @@ from shards.manifest import ShardFacts
 from shards.masks import MaskCodec
 from shards.naming import VIDEO_FACTS, escape_video
 from shards.scan import Sample, ShardRows
-from shards.storage import replacing
+from shards.storage import Location, replacing
 from shards.tar import BLOCK, END_OF_ARCHIVE, encode_member
 from shards.video import VideoFacts
 
@@ -27,7 +26,7 @@ class WrittenShard:
     rows: Batches
 
 
-def write_shard(path: Path, codec: MaskCodec, videos: Iterable[ReadyVideo]) -> WrittenShard:
+def write_shard(path: Location, codec: MaskCodec, videos: Iterable[ReadyVideo]) -> WrittenShard:
     """Write a tar of whole videos in the given order; under its final name only when complete and on disk."""
     rows = ShardRows()
     with replacing(path) as file:
