@@ -8,12 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from contextlib import ExitStack
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
-from shards.storage import Location, replacing
+from shards.storage import Location, cache_folder, copy_file, replacing
 
 INDEX_FOLDER = "index"
 SCHEMAS = {
@@ -30,6 +31,9 @@ SCHEMAS = {
             ("splits", pa.list_(pa.string())),
             ("palette", pa.binary()),  # RGB, null where the source's masks had none
             ("frame_step", pa.int32()),  # smallest difference of consecutive frame numbers
+            ("first_number", pa.int64()),  # number of the first frame
+            # Stems of the source's files; null where they are %05d of first_number, first_number + frame_step, ...
+            ("frame_names", pa.list_(pa.string())),
             ("files", pa.string()),  # JSON: frame name -> image file name in the source, where not <name>.jpg; or null
         ]
     ),
@@ -40,12 +44,11 @@ SCHEMAS = {
             ("mask_bytes", pa.uint32()),  # 0: this frame has no annotation
             ("image_crc", pa.uint32()),
             ("mask_crc", pa.uint32()),
-            ("name", pa.string()),  # stem of the source's file
+            ("first_object", pa.uint32()),  # row in the objects batch of the same shard where the frame's begin
         ]
     ),
-    "objects": pa.schema(
+    "objects": pa.schema(  # sorted by frame, then id
         [
-            ("frame", pa.int64()),  # row of the frames table; sorted by frame, then id
             ("object_id", pa.uint8()),
             ("area", pa.uint32()),
             *((side, pa.uint16()) for side in ("y0", "x0", "y1", "x1")),  # ends exclusive
@@ -62,6 +65,22 @@ def index_path(root: Location, table: str) -> Location:
     return root / INDEX_FOLDER / f"{table}.arrow"
 
 
+def local_index(root: Location, fingerprint: str) -> Path:
+    """Folder with the tables of a set as local files, which can be mapped into memory.
+
+    Those of a remote set are copied once to `storage.cache_folder()`, under its fingerprint.
+    """
+    if isinstance(root, Path):
+        return root / INDEX_FOLDER
+    folder = cache_folder() / INDEX_FOLDER / fingerprint
+    for table in SCHEMAS:
+        copy = folder / f"{table}.arrow"
+        if not copy.is_file():
+            folder.mkdir(parents=True, exist_ok=True)
+            copy_file(index_path(root, table), copy)
+    return folder
+
+
 def make_batch(table: str, columns: dict[str, list[Any]]) -> pa.RecordBatch:
     """Record batch of a table from columns of Python values."""
     schema = SCHEMAS[table]
@@ -71,7 +90,7 @@ def make_batch(table: str, columns: dict[str, list[Any]]) -> pa.RecordBatch:
 def write_index(folder: Location, shards: Iterable[Batches]) -> None:
     """Write the three files into `folder` from the rows of each shard, in order.
 
-    Rows that count within their shard (first_frame, frame) and `shard` itself become rows of the whole set.
+    first_frame, which counts within its shard, and `shard` itself become those of the whole set.
     """
     folder.mkdir(parents=True, exist_ok=True)
     with ExitStack() as stack:
@@ -84,7 +103,7 @@ def write_index(folder: Location, shards: Iterable[Batches]) -> None:
             videos = _shifted(batches["videos"], "first_frame", num_frames)
             writers["videos"].write_batch(_shifted(videos, "shard", shard))
             writers["frames"].write_batch(batches["frames"])
-            writers["objects"].write_batch(_shifted(batches["objects"], "frame", num_frames))
+            writers["objects"].write_batch(batches["objects"])
             num_frames += batches["frames"].num_rows
 
 

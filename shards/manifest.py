@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -67,6 +68,28 @@ class Manifest:
     def fingerprint(self) -> str:
         """SHA-256 of the canonical manifest, 64 hexadecimal digits."""
         return hashlib.sha256(self.encode()).hexdigest()
+
+
+def parse_places(text: str) -> tuple[int, ...]:
+    """Ascending places of `0-3,7`. Raises ValueError for anything else."""
+    places: list[int] = []
+    for piece in text.split(","):
+        first, _, last = piece.partition("-")
+        places += range(int(first), int(last or first) + 1)
+    if places != sorted(set(places)):
+        raise ValueError(f"places {text!r} do not ascend")
+    return tuple(places)
+
+
+def format_places(places: Sequence[int]) -> str:
+    """Inverse of `parse_places`."""
+    runs: list[list[int]] = []
+    for place in places:
+        if runs and place == runs[-1][-1] + 1:
+            runs[-1][1:] = [place]
+        else:
+            runs.append([place])
+    return ",".join("-".join(map(str, run)) for run in runs)
 
 
 def encode_json(value: Any) -> bytes:

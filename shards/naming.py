@@ -11,6 +11,8 @@ VIDEO_NAME_LIMIT = 64
 FRAME_NAME_LIMIT = 24
 VIDEO_FACTS = "video.json"
 _SAFE = frozenset(b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789_-")
+# Of the index's columns; names with larger numbers (time stamps) are kept as text.
+_LARGEST_STEP, _LARGEST_NUMBER = 2**31 - 1, 2**62
 _TRAILING_NUMBER = re.compile(r"([0-9]+)$")
 
 
@@ -47,3 +49,15 @@ def smallest_step(numbers: list[int]) -> int:
     """Smallest difference of consecutive frame numbers, 1 where there are fewer than two."""
     differences = [later - earlier for earlier, later in itertools.pairwise(numbers) if later > earlier]
     return min(differences, default=1)
+
+
+def number_frames(names: list[str]) -> tuple[int, int, list[str] | None]:
+    """(smallest step, first number, names) of the frames of a video; names None where the numbers say it all.
+
+    That is where they are %05d of first number, first number + step, ...
+    """
+    numbers = [frame_number(name) or 0 for name in names]
+    step = min(smallest_step(numbers), _LARGEST_STEP)
+    first = numbers[0] if numbers[0] < _LARGEST_NUMBER else 0
+    regular = all(name == f"{first + step * place:05d}" for place, name in enumerate(names))
+    return step, first, None if regular else names

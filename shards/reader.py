@@ -15,9 +15,11 @@ import numpy as np
 import pyarrow as pa
 
 from shards.errors import DataError
-from shards.index import SCHEMAS, as_numpy, index_path
+from shards.index import SCHEMAS, as_numpy, index_path, local_index
+from shards.links import check_sizes, shard_locations
 from shards.manifest import Manifest, read_manifest
 from shards.masks import FrameObjects, MaskCodec
+from shards.storage import Location, RemotePath, locate, read_range
 from shards.tables import VideoTable
 from shards.tar import BLOCK, padded
 
@@ -42,7 +44,7 @@ class ShardSet:
     Pickles as its path and opens again on the other side.
     """
 
-    def __init__(self, path: Path, manifest: Manifest) -> None:
+    def __init__(self, path: Location, manifest: Manifest) -> None:
         self.path = path
         self.manifest = manifest
         self.name = manifest.name
@@ -50,22 +52,26 @@ class ShardSet:
         self.mask_codec: MaskCodec = manifest.mask_codec
         self.num_videos = manifest.num_videos
         self.num_frames = manifest.num_frames
-        self.videos = VideoTable(_open_table(path, "videos").read_all())
-        self._frames = _open_table(path, "frames")
-        self._objects = _open_table(path, "objects")
+        index = local_index(path, self.fingerprint)
+        self.videos = VideoTable(_open_table(index, "videos").read_all())
+        self._frames = _open_table(index, "frames")
+        self._objects = _open_table(index, "objects")
+        self._shards = shard_locations(path, manifest)
         self._starts = [0, *np.cumsum([facts.frames for facts in manifest.shards]).tolist()]
         self._batches: dict[tuple[str, int], pa.RecordBatch] = {}
         self._views: dict[tuple[str, int], dict[str, np.ndarray]] = {}
-        self._files: OrderedDict[int, _OpenFile] = OrderedDict()
+        self._files: OrderedDict[int, _LocalFile | _RemoteFile] = OrderedDict()
         self._lock = threading.Lock()
 
     @classmethod
-    def open(cls, path: str | Path) -> ShardSet:
-        """Open the folder of a finished set. Raises DataError if anything is missing or sizes disagree."""
-        root = Path(path)
+    def open(cls, path: str | Location) -> ShardSet:
+        """Open the folder of a finished set, or its URL. Raises DataError if anything is missing or sizes disagree.
+
+        Of a remote set the index is copied to `storage.cache_folder()`; frames are read as ranges of the shards.
+        """
+        root = locate(path)
         manifest = read_manifest(root)
-        for facts in manifest.shards:
-            _check_size(root / facts.name, facts.bytes)
+        check_sizes(root, manifest)
         shard_set = cls(root, manifest)
         shard_set._check_rows()
         return shard_set
@@ -107,8 +113,8 @@ class ShardSet:
 
     def frame_name(self, frame: int) -> str:
         """Stem of the frame's file in the source, `00012`."""
-        shard, row = self._place(frame)
-        return self._batch("frames", shard).column("name")[row].as_py()
+        video = self.videos.row_of_frame(self._require(frame))
+        return self.videos.frame_name(video, frame - int(self.videos.first_frame[video]))
 
     def file_name(self, frame: int) -> str:
         """Name of the frame's image file in the source, `00012.jpg`."""
@@ -122,15 +128,15 @@ class ShardSet:
 
     def objects(self, frame: int) -> FrameObjects:
         """Ids, areas and boxes of the objects in a frame's mask; empty where it has none."""
-        shard, _ = self._place(frame)
-        table = self._columns("objects", shard)
-        first, last = np.searchsorted(table["frame"], (frame, frame + 1))
-        found = slice(int(first), int(last))
+        shard, row = self._place(frame)
+        table, starts = self._columns("objects", shard), self._columns("frames", shard)["first_object"]
+        last = starts[row + 1] if row + 1 < len(starts) else len(table["area"])
+        found = slice(int(starts[row]), int(last))
         boxes = np.stack([table[side][found] for side in ("y0", "x0", "y1", "x1")], axis=1)  # (n, 4)
         return FrameObjects(table["object_id"][found], table["area"][found], boxes)
 
     def read(self, frame: int) -> EncodedFrame:
-        """Bytes of a frame by one `pread`, both parts checked against their CRC-32.
+        """Bytes of a frame by one `pread` or one ranged request, both parts checked against their CRC-32.
 
         Raises DataError, naming shard, video and frame, if the bytes are not those the index was made from.
         """
@@ -140,7 +146,7 @@ class ShardSet:
         mask_start = padded(image_bytes) + BLOCK
         wanted = mask_start + mask_bytes if mask_bytes else image_bytes
         file = self._file(shard)  # held while reading: the cache may drop it meanwhile
-        data = os.pread(file.descriptor, wanted, int(table["offset"][row]))
+        data = file.read(int(table["offset"][row]), wanted)
         image, mask = data[:image_bytes], data[mask_start:wanted] if mask_bytes else None
         if zlib.crc32(image) != table["image_crc"][row] or (
             mask is not None and zlib.crc32(mask) != table["mask_crc"][row]
@@ -163,9 +169,13 @@ class ShardSet:
             remedy=f"run tools/check.py {self.path}",
         )
 
-    def _place(self, frame: int) -> tuple[int, int]:
+    def _require(self, frame: int) -> int:
         if not 0 <= frame < self.num_frames:
             raise IndexError(f"{self.path}: frame row {frame} of {self.num_frames}")
+        return int(frame)
+
+    def _place(self, frame: int) -> tuple[int, int]:
+        self._require(frame)
         shard = bisect_right(self._starts, frame) - 1
         return shard, frame - self._starts[shard]
 
@@ -173,7 +183,7 @@ class ShardSet:
         columns = self._views.get((table, shard))
         if columns is None:
             batch = self._batch(table, shard)
-            columns = {name: as_numpy(batch, name) for name in batch.schema.names if name != "name"}
+            columns = {name: as_numpy(batch, name) for name in batch.schema.names}
             self._views[table, shard] = columns
         return columns
 
@@ -185,9 +195,9 @@ class ShardSet:
             self._batches[table, shard] = batch
         return batch
 
-    def _file(self, shard: int) -> _OpenFile:
+    def _file(self, shard: int) -> _LocalFile | _RemoteFile:
         with self._lock:
-            file = self._files.pop(shard, None) or _OpenFile(self.path / self.manifest.shards[shard].name)
+            file = self._files.pop(shard, None) or _open_shard(self._shards[shard])
             self._files[shard] = file  # most recently used last
             if len(self._files) > MAX_OPEN_SHARDS:
                 self._files.popitem(last=False)
@@ -207,18 +217,37 @@ class ShardSet:
             )
 
 
-class _OpenFile:
+class _LocalFile:
     """A descriptor that closes with its last reference: dropping it from the cache never cuts off a running read."""
 
     def __init__(self, path: Path) -> None:
-        self.descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        self._descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
 
     def __del__(self) -> None:
-        os.close(self.descriptor)
+        os.close(self._descriptor)
+
+    def read(self, start: int, num_bytes: int) -> bytes:
+        """Bytes from `start` on, fewer at the end of the file."""
+        return os.pread(self._descriptor, num_bytes, start)
 
 
-def _open_table(root: Path, table: str) -> pa.ipc.RecordBatchFileReader:
-    path = index_path(root, table)
+class _RemoteFile:
+    """A shard in a store or on a web server."""
+
+    def __init__(self, path: RemotePath) -> None:
+        self._path = path
+
+    def read(self, start: int, num_bytes: int) -> bytes:
+        """Bytes from `start` on, fewer at the end of the file."""
+        return read_range(self._path, start, num_bytes)
+
+
+def _open_shard(path: Location) -> _LocalFile | _RemoteFile:
+    return _RemoteFile(path) if isinstance(path, RemotePath) else _LocalFile(path)
+
+
+def _open_table(index: Path, table: str) -> pa.ipc.RecordBatchFileReader:
+    path = index / f"{table}.arrow"
     try:
         reader = pa.ipc.open_file(pa.memory_map(str(path)))
     except FileNotFoundError:
@@ -230,14 +259,3 @@ def _open_table(root: Path, table: str) -> pa.ipc.RecordBatchFileReader:
             path, expected=f"columns {SCHEMAS[table].names}", found=f"{reader.schema.names}", remedy=REBUILD
         )
     return reader
-
-
-def _check_size(path: Path, wanted: int) -> None:
-    found = path.stat().st_size if path.is_file() else None
-    if found != wanted:
-        raise DataError(
-            path,
-            expected=f"a shard of {wanted} bytes",
-            found="no file" if found is None else f"{found} bytes",
-            remedy="copy it again from where the set was built, or build the set again",
-        )

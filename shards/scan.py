@@ -15,7 +15,7 @@ import simplejpeg
 from shards.errors import DataError
 from shards.index import SCHEMAS, Batches, make_batch
 from shards.masks import FrameObjects, MaskCodec, decode_label_map, find_objects
-from shards.naming import VIDEO_FACTS, frame_number, smallest_step
+from shards.naming import VIDEO_FACTS, number_frames
 from shards.tar import BLOCK, Member, members, padded
 from shards.video import VideoFacts, decode_video_facts
 
@@ -39,18 +39,19 @@ class _Video:
     facts: VideoFacts
     first_frame: int
     shape: tuple[int, int]
-    numbers: list[int] = field(default_factory=list)
+    names: list[str] = field(default_factory=list)
     object_ids: set[int] = field(default_factory=set)
 
 
 class ShardRows:
-    """Rows of one shard, collected frame by frame; first frames and object rows count from 0 within the shard."""
+    """Rows of one shard, collected frame by frame; first frames and first objects count from 0 within the shard."""
 
     def __init__(self) -> None:
         self._columns: dict[str, dict[str, list[Any]]] = {
             table: {name: [] for name in schema.names} for table, schema in SCHEMAS.items()
         }
         self._video: _Video | None = None
+        self._num_objects = 0
         self.num_frames = 0
         self.num_videos = 0
 
@@ -60,15 +61,15 @@ class ShardRows:
         Raises ValueError if a video begins without its facts.
         """
         video = self._video_of(sample, shape)
-        name = video.facts.frame_name(sample.stem)
+        video.names.append(video.facts.frame_name(sample.stem))
         mask = sample.mask or b""
-        row = (sample.image_offset, len(sample.image), len(mask), zlib.crc32(sample.image), zlib.crc32(mask), name)
-        self._append("frames", row)
-        video.numbers.append(frame_number(name) or 0)
+        checksums = zlib.crc32(sample.image), zlib.crc32(mask)
+        self._append("frames", (sample.image_offset, len(sample.image), len(mask), *checksums, self._num_objects))
         if objects is not None:
             video.object_ids.update(objects.ids.tolist())
             for object_id, area, box in zip(*(column.tolist() for column in objects), strict=True):
-                self._append("objects", (self.num_frames, object_id, area, *box))
+                self._append("objects", (object_id, area, *box))
+                self._num_objects += 1
         self.num_frames += 1
 
     def batches(self) -> Batches:
@@ -92,10 +93,10 @@ class ShardRows:
         facts = video.facts
         num_frames = self.num_frames - video.first_frame
         place = (video.name, facts.name, 0, video.first_frame, num_frames, *video.shape)
-        step = smallest_step(video.numbers)
+        numbering = number_frames(video.names)
         files = {facts.frame_name(stem): name for stem, name in facts.files.items()}
         odd = {stem: name for stem, name in files.items() if name != f"{stem}.jpg"}
-        described = (facts.splits, facts.palette, step, json.dumps(odd, sort_keys=True) if odd else None)
+        described = (facts.splits, facts.palette, *numbering, json.dumps(odd, sort_keys=True) if odd else None)
         self._append("videos", (*place, sorted(video.object_ids), *described))
 
     def _append(self, table: str, row: tuple[Any, ...]) -> None:

@@ -57,6 +57,11 @@ class RemotePath:
         """The folder it is in."""
         return RemotePath(self.url.rpartition("/")[0])
 
+    @property
+    def can_list(self) -> bool:
+        """Whether the contents of folders can be asked for; those of web servers cannot."""
+        return not self.url.startswith(("http://", "https://"))
+
     def relative_to(self, root: RemotePath) -> PurePosixPath:
         """Path below `root`. Raises ValueError if it is not below it."""
         if self.url != root.url and not self.url.startswith(root.url + "/"):
@@ -164,11 +169,6 @@ def read_ranges(path: RemotePath, ranges: list[tuple[int, int]]) -> list[bytes]:
     return cast(list[bytes], _system(path.url).cat_ranges([path.url] * len(ranges), starts, ends, on_error="raise"))
 
 
-def can_list(folder: Location) -> bool:
-    """Whether the contents of folders can be asked for; web servers cannot be."""
-    return not (isinstance(folder, RemotePath) and folder.url.startswith(("http://", "https://")))
-
-
 @contextmanager
 def replacing(path: Location) -> Iterator[BinaryIO]:
     """A file for writing that appears under `path` when all of it is there, and not at all on failure.
@@ -196,6 +196,12 @@ def write_bytes(path: Location, data: bytes) -> None:
     """Write a whole file so that it is either there complete or not there."""
     with replacing(path) as file:
         file.write(data)
+
+
+def copy_file(source: Location, target: Location) -> None:
+    """Copy a file so that the copy is there whole or not at all."""
+    with source.open("rb") as file, replacing(target) as copy:
+        shutil.copyfileobj(file, copy, _PART_BYTES)
 
 
 def remove_unfinished(folder: Location) -> None:

@@ -35,7 +35,7 @@ class VideoTable:
 
     names: in the tar (escaped); original_names: in the source. first_frame int64: row of the frames table; num_frames,
     height, width, shard, frame_step int32 (num_videos,): frame_step is the smallest difference of consecutive frame
-    numbers, 1 where there is none.
+    numbers, 1 where there is none. first_number int64: of the first frame.
     """
 
     def __init__(self, table: pa.Table) -> None:
@@ -48,6 +48,7 @@ class VideoTable:
         self.width = self._numbers("width")
         self.shard = self._numbers("shard")
         self.frame_step = self._numbers("frame_step")
+        self.first_number = self._numbers("first_number")
 
     def __len__(self) -> int:
         return self._table.num_rows
@@ -68,6 +69,13 @@ class VideoTable:
     def stored_palette(self, row: int) -> bytes | None:
         """The palette exactly as the source's indexed PNGs had it: 3 to 768 bytes RGB."""
         return self._table.column("palette")[int(row)].as_py()
+
+    def frame_name(self, row: int, place: int) -> str:
+        """Stem in the source of a frame of the video, place 0 being its first."""
+        names = self._table.column("frame_names")[int(row)]
+        if names.is_valid:
+            return names.values[place].as_py()
+        return f"{self.first_number[row] + place * int(self.frame_step[row]):05d}"
 
     def file_name(self, row: int, frame: str) -> str:
         """Name in the source of the image file of this frame (its stem) of the video."""

@@ -1,0 +1,71 @@
+"""Sets that hold no tars of their own: where the tars of a view or a merged set lie (`links.json`).
+
+Kept out of the manifest, so that a set is the same set, with the same fingerprint, wherever its parents lie.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+from shards.errors import DataError
+from shards.manifest import Manifest, encode_json
+from shards.storage import Location, RemotePath, list_folder, locate
+
+LINKS = "links.json"
+
+
+def shard_locations(root: Location, manifest: Manifest) -> list[Location]:
+    """Where each shard of the manifest lies: in the set's own folder unless links.json names another place."""
+    links: dict[str, str] = {}
+    if manifest.parents and (root / LINKS).is_file():
+        links = json.loads((root / LINKS).read_bytes())
+    return [_resolve(root, links.get(facts.name, facts.name)) for facts in manifest.shards]
+
+
+def encode_links(root: Location, targets: Mapping[str, Location]) -> bytes:
+    """links.json: shard name -> its place. Relative to `root` between local folders, so that a tree can be moved.
+
+    Raises ValueError for a local shard of a remote set, which nobody else could read.
+    """
+    return encode_json({name: _relative(root, target) for name, target in targets.items()})
+
+
+def check_sizes(root: Location, manifest: Manifest) -> None:
+    """Raise DataError if a shard is missing or of another size; one listing a folder, nothing on web servers."""
+    paths = shard_locations(root, manifest)
+    listed = {folder: _sizes(folder) for folder in {path.parent for path in paths}}
+    for path, facts in zip(paths, manifest.shards, strict=True):
+        sizes = listed[path.parent]
+        if sizes is not None and sizes.get(path.name) != facts.bytes:
+            found = f"{sizes[path.name]} bytes" if path.name in sizes else "no file"
+            linked = f", or correct {root / LINKS}" if path.parent != root else ""
+            raise DataError(
+                path,
+                expected=f"a shard of {facts.bytes} bytes",
+                found=found,
+                remedy=f"copy it again from where the set was built, or build the set again{linked}",
+            )
+
+
+def _sizes(folder: Location) -> dict[str, int] | None:
+    if isinstance(folder, RemotePath) and not folder.can_list:
+        return None
+    return {entry.name: entry.num_bytes for entry in list_folder(folder) if not entry.is_folder}
+
+
+def _resolve(root: Location, link: str) -> Location:
+    target = locate(link)
+    if isinstance(target, RemotePath) or target.is_absolute():
+        return target
+    return root / link if isinstance(root, RemotePath) else Path(os.path.normpath(root / link))
+
+
+def _relative(root: Location, target: Location) -> str:
+    if isinstance(target, RemotePath):
+        return target.url
+    if isinstance(root, RemotePath):
+        raise ValueError(f"{root} cannot refer to {target}: a set in a store refers to sets in stores")
+    return Path(os.path.relpath(target.resolve(), root.resolve())).as_posix()
