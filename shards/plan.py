@@ -8,8 +8,7 @@ import json
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 from shards.findings import Finding
 from shards.manifest import FORMAT_VERSION, encode_json
@@ -78,8 +77,7 @@ def make_plan(request: BuildRequest, listed: bytes | None = None) -> Plan:
     Raises ValueError for arguments that cannot be, DataError for a source that is not of its kind.
     """
     _check(request)
-    paths = cast(tuple[Path, ...], request.sources)  # RemotePath answers to all of Path that sources use
-    source = SOURCES[request.kind](SourceRequest(paths, request.splits, request.resolution))
+    source = SOURCES[request.kind](SourceRequest(request.sources, request.splits, request.resolution))
     arguments = _arguments(request)
     known = None if listed is None else _listed_sizes(listed, arguments)
     sizes = {size.name: size for size in (source.sizes() if known is None else known)}

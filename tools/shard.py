@@ -14,18 +14,25 @@ import os
 import time
 from argparse import ArgumentTypeError, Namespace
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import NoReturn
 
 from tqdm import tqdm
 
-from shards.build import BuildResult, build
+from shards.build import BuildResult, Engine, Part, build, build_part, finish_build, read_listing
+from shards.cluster import run_on_dask
 from shards.findings import REJECTED, read_findings
 from shards.jobs import Progress
 from shards.masks import MASK_CODECS
 from shards.plan import BuildRequest, Plan, make_plan, parse_size
+from shards.probe import estimate_build
 from shards.reader import ShardSet
 from shards.sources import SOURCES
+from shards.storage import locate
+from shards.work import run_jobs
 from tools.cli import Parser, run
 
 RESUME = "run the same command again to go on from the finished shards"
@@ -38,25 +45,31 @@ def main() -> None:
 
 def shard(arguments: list[str]) -> int:
     """Plan, build, summarise. Returns the exit status."""
-    request, dry_run = _parse(arguments)
-    plan = make_plan(request)
+    given = _parse(arguments)
+    request = _request(given)
+    # Parts and the finish use the listing of the first of them: folders of millions of files are walked once.
+    plan = make_plan(request, read_listing(request) if given.part or given.finish else None)
     _print_plan(request, plan)
-    if dry_run:
+    if given.dry_run:
+        _print_estimate(request, plan)
         return 0
     started = time.monotonic()
-    result = _build(request, plan)
+    if given.part:
+        _build_part(request, plan, given)
+        return 0
+    result = finish_build(request, plan) if given.finish else _build(request, plan, given)
     if result.already_there:
         print(f"{result.root} is complete already: nothing to do")
         return 0
-    _print_summary(result, time.monotonic() - started)
+    _print_summary(result, time.monotonic() - started, built=not given.finish)
     return 0
 
 
-def _parse(arguments: list[str]) -> tuple[BuildRequest, bool]:
+def _parse(arguments: list[str]) -> Namespace:
     parser = Parser(prog="shard.py", description="Convert a data set into WebDataset tars with an index.")
     parser.add_argument("kind", choices=sorted(SOURCES), help="layout of the source")
-    parser.add_argument("source", nargs="+", type=Path, help="folder of the data set")
-    parser.add_argument("out", type=Path, help="folder that gets a folder with the shards")
+    parser.add_argument("source", nargs="+", help="folder of the data set, or its URL (s3://...)")
+    parser.add_argument("out", help="folder that gets a folder with the shards, or its URL")
     parser.add_argument(
         "--split", nargs="+", action="extend", metavar="S", help="splits to convert (default: every list with videos)"
     )
@@ -66,16 +79,23 @@ def _parse(arguments: list[str]) -> tuple[BuildRequest, bool]:
     parser.add_argument("--shard-size", type=_size, default="1GB", help="about how large a tar gets (default: 1GB)")
     parser.add_argument("--mask-codec", choices=MASK_CODECS, default="lz4", help="lz4: fast; png: for other readers")
     parser.add_argument("--on-bad", choices=("stop", "skip"), default="stop", help="what to do about refused input")
-    parser.add_argument("--dry-run", action="store_true", help="print the plan and write nothing")
+    parser.add_argument("--dry-run", action="store_true", help="print plan and estimate, write nothing")
+    share = parser.add_mutually_exclusive_group()
+    share.add_argument("--part", type=_part, metavar="I/N", help="make this share of the shards only, 1/N to N/N")
+    share.add_argument("--finish", action="store_true", help="make a set of the shards that all parts have made")
+    parser.add_argument("--engine", choices=("local", "dask"), default="local", help="what runs the jobs")
+    parser.add_argument("--scheduler", metavar="ADDRESS", help="of Dask (default: a cluster on this machine)")
     given = parser.parse_args(arguments)
-    return _request(given), given.dry_run
+    if given.scheduler and given.engine != "dask":
+        parser.error("argument --scheduler: needs --engine dask")
+    return given
 
 
 def _request(given: Namespace) -> BuildRequest:
     return BuildRequest(
         kind=given.kind,
-        sources=tuple(given.source),
-        out=given.out,
+        sources=tuple(locate(source) for source in given.source),
+        out=locate(given.out),
         name=given.name,
         splits=None if given.split is None else tuple(given.split),
         resolution=given.resolution,
@@ -93,6 +113,14 @@ def _positive(text: str) -> int:
     return number
 
 
+def _part(text: str) -> Part:
+    try:
+        number, _, count = text.partition("/")
+        return Part(int(number), int(count))
+    except ValueError:
+        raise ArgumentTypeError(f"{text!r} is no part; write 3/16 for the third of sixteen") from None
+
+
 def _size(text: str) -> int:
     try:
         return parse_size(text)
@@ -107,6 +135,17 @@ def _print_plan(request: BuildRequest, plan: Plan) -> None:
     print(f"{len(plan.sizes)} videos, {frames} frames, {num_bytes / 1e6:.1f} MB -> {shards}")
     splits = Counter(split for size in plan.sizes.values() for split in size.splits)
     print("splits: " + ", ".join(f"{split} {count}" for split, count in sorted(splits.items())))
+
+
+def _print_estimate(request: BuildRequest, plan: Plan) -> None:
+    estimate = estimate_build(request, plan)
+    if estimate is None:
+        print("no estimate: none of the frames tried was usable")
+        return
+    hours, minutes = divmod(round(estimate.seconds / 60), 60)
+    duration = f"{hours} h {minutes} min" if estimate.seconds >= 600 else f"{estimate.seconds:.0f} s"
+    size = f"about {estimate.bytes / 1e6:.0f} MB in {len(plan.shards)} shards"
+    print(f"{size}, {duration} on {request.jobs} cores (from {estimate.num_frames} frames, one after the other)")
 
 
 class _Bar:
@@ -134,21 +173,44 @@ class _Bar:
             self._bar.close()
 
 
-def _build(request: BuildRequest, plan: Plan) -> BuildResult:
+def _build(request: BuildRequest, plan: Plan, given: Namespace) -> BuildResult:
     bar = _Bar(sum(size.num_frames for size in plan.sizes.values()))
+    with _resumable(bar):
+        return build(request, plan, bar.show, _engine(given))
+
+
+def _build_part(request: BuildRequest, plan: Plan, given: Namespace) -> None:
+    part: Part = given.part
+    mine = plan.shards[part.number - 1 :: part.count]
+    bar = _Bar(sum(plan.sizes[name].num_frames for names in mine for name in names))
+    with _resumable(bar):
+        build_part(request, plan, bar.show, part, _engine(given))
+    print(f"part {part.number} of {part.count} is done: {len(mine)} shards; --finish after the last part makes the set")
+
+
+def _engine(given: Namespace) -> Engine:
+    if given.engine == "local":
+        return run_jobs
+
+    def announce(address: str) -> None:
+        print(f"Dask dashboard: {address}")
+
+    return partial(run_on_dask, scheduler=given.scheduler, announce=announce)
+
+
+@contextmanager
+def _resumable(bar: _Bar) -> Iterator[None]:
+    """Say with whatever ends a build that the same command goes on with it."""
     try:
-        return build(request, plan, bar.show)
-    except KeyboardInterrupt:
-        print(f"\n{RESUME}", file=sys.stderr)
-        raise
-    except OSError as error:
+        yield
+    except (KeyboardInterrupt, OSError) as error:
         error.add_note(RESUME)
         raise
     finally:
         bar.close()
 
 
-def _print_summary(result: BuildResult, seconds: float) -> None:
+def _print_summary(result: BuildResult, seconds: float, *, built: bool) -> None:
     manifest = result.manifest
     num_bytes = sum(facts.bytes for facts in manifest.shards)
     with ShardSet.open(result.root) as shard_set:
@@ -160,7 +222,8 @@ def _print_summary(result: BuildResult, seconds: float) -> None:
         f"{manifest.num_videos} videos, {manifest.num_frames} frames, {objects} objects, "
         f"{annotated / manifest.num_frames:.1%} of the frames annotated"
     )
-    print(f"{seconds:.1f} s, {manifest.num_frames / seconds:.0f} frames/s, {num_bytes / 1e6 / seconds:.0f} MB/s")
+    if built:
+        print(f"{seconds:.1f} s, {manifest.num_frames / seconds:.0f} frames/s, {num_bytes / 1e6 / seconds:.0f} MB/s")
     reasons = Counter(
         (finding.severity, finding.reason, finding.what_was_done) for finding in read_findings(result.root)
     )
