@@ -16,7 +16,7 @@ from shards.findings import REJECTED, Finding, Findings
 from shards.index import INDEX_FOLDER, write_index
 from shards.jobs import Progress, Report, ShardJob
 from shards.manifest import MANIFEST, Manifest, read_manifest
-from shards.plan import BuildRequest, Plan, shard_name
+from shards.plan import WORK_FOLDER, BuildRequest, Plan, shard_name
 from shards.sources.types import Source
 from shards.storage import Location, RemotePath, list_folder, remove_tree, remove_unfinished, write_bytes
 from shards.work import run_jobs
@@ -24,7 +24,6 @@ from shards.work import run_jobs
 logger = logging.getLogger(__name__)
 
 # Holds what a killed build needs to go on; gone when the set is complete.
-WORK_FOLDER = "building"
 _PLAN = "plan.json"
 # What file systems without locks answer.
 _NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP}
@@ -131,7 +130,7 @@ def plan_jobs(request: BuildRequest, plan: Plan) -> list[ShardJob]:
 
 
 def _run_waiting(jobs: list[ShardJob], plan: Plan, request: BuildRequest, report: Report, run: Engine) -> None:
-    Findings(request.on_bad, request.sources[0]).extend(plan.findings)  # stops here where the lists name no video
+    Findings(request.on_bad, plan.source.root).extend(plan.findings)  # stops here where the lists name no video
     waiting = [job for job in jobs if not job.is_done()]
     report(Progress(sum(job.num_frames for job in jobs) - sum(job.num_frames for job in waiting), 0, 0))
     if waiting:
@@ -154,7 +153,8 @@ def _complete(request: BuildRequest, plan: Plan, jobs: list[ShardJob]) -> Manife
         kind=plan.source.kind,
         resolution=plan.source.resolution,
         splits=_count_splits(job for job, _ in kept),
-        mask_codec=request.mask_codec,
+        mask_codec=request.target(plan.source).codec,
+        options=request.options.record(),
         shard_size=request.shard_size,
         source=plan.digest,
         shards=tuple(facts for _, facts in kept),

@@ -5,12 +5,15 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from pathlib import PurePosixPath
 from typing import Any
 
 from shards.findings import Finding, Findings, RefusedError
-from shards.images import SourceImage, read_image
+from shards.images import NO_JPEG, SourceImage, read_image
 from shards.masks import FrameObjects, MaskCodec
 from shards.naming import escape_frame
+from shards.object_facts import MaskIds, ObjectFacts, reconcile
+from shards.scaling import Scaling
 from shards.source_masks import SourceMask, read_mask
 from shards.sources.types import SourceFrame, SourceVideo
 from shards.video import VideoFacts
@@ -58,9 +61,16 @@ class _ReadFrame:
         return self.source.mask.label if self.source.mask else ""
 
 
-def convert_video(
-    video: SourceVideo, kind: str, codec: MaskCodec, findings: Findings, map_frames: OrderedMap
-) -> ReadyVideo | None:
+@dataclass(frozen=True, slots=True)
+class Target:
+    """How a set stores its videos. kind: of the source, for the facts; scaling None: as large as they come."""
+
+    kind: str
+    codec: MaskCodec
+    scaling: Scaling | None = None
+
+
+def convert_video(video: SourceVideo, target: Target, findings: Findings, map_frames: OrderedMap) -> ReadyVideo | None:
     """Check and encode a video; None if nothing usable is left of it.
 
     Whole encoded frames of this one video are held in memory. What is odd goes to `findings` in the order of frames.
@@ -70,7 +80,7 @@ def convert_video(
     if refusal is not None:
         findings.add(refusal)
         return None
-    read = map_frames(lambda frame: _read_frame(video, frame, codec), video.frames)
+    read = map_frames(lambda frame: _read_frame(video, frame, target), video.frames)
     frames = list(_agreeing(video, read, findings))
     refusal = _useless(video, frames)
     if refusal is not None:
@@ -78,30 +88,30 @@ def convert_video(
         return None
     findings.extend(_remarks(video, frames))
     palette = _common_palette(video, frames, findings)
-    files = {
-        escape_frame(frame.source.stem): frame.source.image.name
-        for frame in frames
-        if frame.source.image.name != f"{escape_frame(frame.source.stem)}.jpg"
-    }
-    facts = VideoFacts(video.name, kind, video.splits, palette, files)
+    files = {escape_frame(frame.source.stem): _file_name(frame.source) for frame in frames}
+    odd = {stem: name for stem, name in files.items() if name != f"{stem}.jpg"}
+    objects = _borne_out(video, frames, findings)
+    facts = VideoFacts(video.name, target.kind, video.splits, palette, odd, objects)
     ready = tuple(_ready(frame) for frame in frames)
     assert frames[0].image is not None
     return ReadyVideo(facts, frames[0].image.shape, ready)
 
 
-def _read_frame(video: SourceVideo, frame: SourceFrame, codec: MaskCodec) -> _ReadFrame:
+def _read_frame(video: SourceVideo, frame: SourceFrame, target: Target) -> _ReadFrame:
     """Read, check and encode the files of one frame; all the heavy work of a build is in here."""
     found: list[Finding] = []
     image: SourceImage | None = None
     mask: SourceMask | None = None
     try:
-        image = read_image(frame.image.read())
-        found += [finding.at(frame.image.label, video.name, frame.stem) for finding in image.findings]
+        image = read_image(frame.image.read(), target.scaling)
+        # Files that do not claim to be JPEGs are listed once for the video.
+        listed = [finding for finding in image.findings if finding.reason != NO_JPEG or _claims_jpeg(frame)]
+        found += [finding.at(frame.image.label, video.name, frame.stem) for finding in listed]
     except RefusedError as refusal:
         found.append(refusal.dropping("frame").at(frame.image.label, video.name, frame.stem))
     if image is not None and frame.mask is not None:
         try:
-            mask = read_mask(frame.mask.read(), codec)
+            mask = read_mask(frame.mask.read(), target.codec, video.reading, target.scaling)
             found += [finding.at(frame.mask.label, video.name, frame.stem) for finding in mask.findings]
         except RefusedError as refusal:
             found.append(refusal.dropping("mask").at(frame.mask.label, video.name, frame.stem))
@@ -115,12 +125,12 @@ def _agreeing(video: SourceVideo, read: Iterator[_ReadFrame], findings: Findings
         findings.extend(frame.findings)
         if frame.image is None:
             continue
-        shape = shape or frame.image.shape
-        if frame.image.shape != shape:
-            refusal = _size_refusal("image size changes", "size of the first image", shape, frame.image.shape)
+        shape = shape or frame.image.source_shape
+        if frame.image.source_shape != shape:
+            refusal = _size_refusal("image size changes", "size of the first image", shape, frame.image.source_shape)
             findings.add(refusal.dropping("frame").at(frame.source.image.label, video.name, frame.source.stem))
-        elif frame.mask is not None and frame.mask.shape != shape:
-            refusal = _size_refusal("mask size differs", "size of the image", shape, frame.mask.shape)
+        elif frame.mask is not None and frame.mask.source_shape != shape:
+            refusal = _size_refusal("mask size differs", "size of the image", shape, frame.mask.source_shape)
             findings.add(refusal.dropping("mask").at(frame.mask_label, video.name, frame.source.stem))
             yield dataclasses.replace(frame, mask=None)
         else:
@@ -140,7 +150,7 @@ def _unusable(video: SourceVideo) -> Finding | None:
     """Refusal of a video that its file names alone decide."""
     if not video.frames:
         return _dropped(video, video.label, "no frames", "numbered JPEGs")
-    if all(frame.mask is None for frame in video.frames):
+    if video.expected != "none" and all(frame.mask is None for frame in video.frames):
         return _dropped(video, video.masks_label, "no masks", "a mask for at least one frame")
     return None
 
@@ -150,6 +160,8 @@ def _useless(video: SourceVideo, frames: list[_ReadFrame]) -> Finding | None:
     masks = [frame.mask for frame in frames if frame.mask is not None]
     if not frames:
         return _dropped(video, video.label, "no sound frame", "at least one sound image")
+    if not any(frame.source.mask for frame in frames) and video.expected == "none":
+        return None
     if not masks:
         return _dropped(video, video.masks_label, "no sound mask", "at least one sound mask")
     if not any(len(mask.objects.ids) for mask in masks):
@@ -165,6 +177,18 @@ def _dropped(video: SourceVideo, label: str, reason: str, expected: str) -> Find
 
 def _remarks(video: SourceVideo, frames: list[_ReadFrame]) -> Iterator[Finding]:
     """Warnings about what is sound but will surprise: missing and empty masks, very short videos."""
+    if video.expected == "all" and not video.still:
+        yield from _mask_remarks(video, frames)
+    if len(frames) < 3 and not video.still:
+        found = f"{len(frames)}: too short to train on or to score"
+        yield _kept("short video", "3 frames or more", found).at(video.label, video.name)
+    others = sum(not _claims_jpeg(frame.source) for frame in frames)
+    if others:
+        finding = Finding("repaired", NO_JPEG, "JPEGs", f"{others} other images", "nothing", "re-encoded")
+        yield finding.at(video.label, video.name)
+
+
+def _mask_remarks(video: SourceVideo, frames: list[_ReadFrame]) -> Iterator[Finding]:
     missing = [frame.stem for frame in video.frames if frame.mask is None]
     first_only = len(missing) == len(video.frames) - 1 and video.frames[0].mask is not None
     if missing and not first_only:
@@ -181,9 +205,26 @@ def _remarks(video: SourceVideo, frames: list[_ReadFrame]) -> Iterator[Finding]:
         yield _kept("first mask empty", "an object", "none: no semi-supervised evaluation").at(
             first.source.image.label, video.name, first.source.stem
         )
-    if len(frames) < 3:
-        found = f"{len(frames)}: too short to train on or to score"
-        yield _kept("short video", "3 frames or more", found).at(video.label, video.name)
+
+
+def _borne_out(video: SourceVideo, frames: list[_ReadFrame], findings: Findings) -> dict[int, ObjectFacts]:
+    """What the data set lists about objects, as far as the frames agree; disagreements are listed."""
+    if not video.objects:
+        return {}
+    ids = {frame.source.stem: frame.mask.objects.ids for frame in frames if frame.mask is not None}
+    found = MaskIds([frame.source.stem for frame in frames], ids)
+    objects, remarks = reconcile(video.objects, found, video.given)
+    findings.extend(remark.at(video.masks_label, video.name) for remark in remarks)
+    return objects
+
+
+def _claims_jpeg(frame: SourceFrame) -> bool:
+    return PurePosixPath(frame.image.name).suffix.lower() in (".jpg", ".jpeg")
+
+
+def _file_name(frame: SourceFrame) -> str:
+    """Name under which the stored JPEG is given back."""
+    return frame.image.name if _claims_jpeg(frame) else f"{frame.stem}.jpg"
 
 
 def _common_palette(video: SourceVideo, frames: list[_ReadFrame], findings: Findings) -> bytes | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import struct
 from dataclasses import dataclass
@@ -11,13 +12,20 @@ import simplejpeg
 from PIL import Image, ImageOps
 
 from shards.findings import Finding, RefusedError
+from shards.masks import MAX_SIDE
+from shards.scaling import Scaling, scale_image
 
+NO_JPEG = "image is no JPEG"
 MIN_SIDE = 8
+# As many as 8192x8192, nearly three times the largest photos of the static sets.
+MAX_PIXELS = 1 << 26
 # Of the few images that have to be encoded anew.
 QUALITY = 95
 
 _START, _END = b"\xff\xd8", b"\xff\xd9"
 _PROGRESSIVE = 0xC2
+# Markers of all kinds of frame headers (C4, C8 and CC are something else).
+_FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 _SCAN = 0xDA
 _ORIENTATION = 0x0112
 _MEND_FILE = "restore the file from the original package"
@@ -25,26 +33,41 @@ _MEND_FILE = "restore the file from the original package"
 
 @dataclass(frozen=True, slots=True)
 class SourceImage:
-    """One sound image. data: a JPEG for the shard. shape: (height, width) upright. findings: without place."""
+    """One sound image.
+
+    data: a JPEG for the shard. shape: its (height, width), upright; source_shape: before scaling.
+    findings: without place.
+    """
 
     data: bytes
     shape: tuple[int, int]
+    source_shape: tuple[int, int]
     findings: tuple[Finding, ...]
 
 
-def read_image(data: bytes) -> SourceImage:
+def read_image(data: bytes, scaling: Scaling | None = None) -> SourceImage:
     """Check an image file by decoding all of it. Raises RefusedError if any pixel is missing or it is no image.
 
     Encoded anew (quality 95, 4:4:4): what is no JPEG, CMYK, and images that EXIF says to turn. A missing end marker is
-    put back. Everything else keeps its bytes.
+    put back. What has another size with `scaling` is stored so. Everything else keeps its bytes.
     """
+    image = _read_as_it_is(data)
+    shape = image.shape if scaling is None else scaling.target(image.shape)
+    if scaling is None or shape == image.shape:
+        return image
+    scaled = scale_image(image.data, shape, scaling.jpeg_quality)
+    return dataclasses.replace(image, data=scaled, shape=shape)
+
+
+def _read_as_it_is(data: bytes) -> SourceImage:
     if not data:
         raise RefusedError("empty file", expected="a JPEG", found="0 bytes", remedy=_MEND_FILE)
     if not data.startswith(_START):
-        return _encoded_anew(data, "image is no JPEG", f"a file that begins with {data[:8]!r}")
+        return _encoded_anew(data, NO_JPEG, f"a file that begins with {data[:8]!r}")
     segments = _segments(data)
     if _orientation(data, segments) != 1:
         return _encoded_anew(data, "EXIF orientation", f"orientation {_orientation(data, segments)}")
+    _require_pixels(_declared_size(segments))
     data, shape, colours, findings = _decoded_strictly(data)
     if colours in ("CMYK", "YCCK"):
         return _encoded_anew(data, "CMYK image", f"a {colours} JPEG")
@@ -55,7 +78,7 @@ def read_image(data: bytes) -> SourceImage:
     if not data.endswith(_END):
         findings.append(_kept("trailing bytes", "the end of the file after the end marker", "more bytes"))
     _require_size(shape)
-    return SourceImage(data, shape, tuple(findings))
+    return SourceImage(data, shape, shape, tuple(findings))
 
 
 def encode_jpeg(pixels: np.ndarray) -> bytes:
@@ -107,6 +130,7 @@ def _decodes(data: bytes) -> bool:
 def _encoded_anew(data: bytes, reason: str, found: str) -> SourceImage:
     try:
         with Image.open(io.BytesIO(data)) as image:
+            _require_pixels((image.height, image.width))
             pixels = np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
     except (OSError, SyntaxError, ValueError) as error:
         raise RefusedError(
@@ -117,7 +141,7 @@ def _encoded_anew(data: bytes, reason: str, found: str) -> SourceImage:
     finding = Finding(
         "repaired", reason, "an upright RGB JPEG", found, "nothing, unless other bytes matter to you", "re-encoded"
     )
-    return SourceImage(encode_jpeg(pixels), shape, (finding,))
+    return SourceImage(encode_jpeg(pixels), shape, shape, (finding,))
 
 
 def _segments(data: bytes) -> dict[int, bytes]:
@@ -147,6 +171,23 @@ def _orientation(data: bytes, segments: dict[int, bytes]) -> int:
     except (OSError, SyntaxError, ValueError):
         return 1  # unreadable EXIF turns nothing; whether the image itself is sound is found by decoding it
     return orientation if orientation in range(1, 9) else 1
+
+
+def _declared_size(segments: dict[int, bytes]) -> tuple[int, int]:
+    """(height, width) out of a JPEG's frame header, (0, 0) where there is none."""
+    header = next((content for marker, content in segments.items() if marker in _FRAMES and len(content) >= 5), None)
+    return struct.unpack_from(">HH", header, 1) if header else (0, 0)
+
+
+def _require_pixels(shape: tuple[int, int]) -> None:
+    """Before anything is decoded: a few kilobytes can claim gigabytes of pixels."""
+    if shape[0] * shape[1] > MAX_PIXELS or max(shape) > MAX_SIDE:
+        raise RefusedError(
+            "absurd size",
+            expected=f"at most {MAX_PIXELS} pixels and {MAX_SIDE} a side",
+            found=f"{shape[1]}x{shape[0]}",
+            remedy=_MEND_FILE,
+        )
 
 
 def _require_size(shape: tuple[int, int]) -> None:

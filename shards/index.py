@@ -35,6 +35,7 @@ SCHEMAS = {
             # Stems of the source's files; null where they are %05d of first_number, first_number + frame_step, ...
             ("frame_names", pa.list_(pa.string())),
             ("files", pa.string()),  # JSON: frame name -> image file name in the source, where not <name>.jpg; or null
+            ("objects", pa.string()),  # JSON: id -> category and frames as the data set lists them; or null
         ]
     ),
     "frames": pa.schema(
@@ -105,6 +106,46 @@ def write_index(folder: Location, shards: Iterable[Batches]) -> None:
             writers["frames"].write_batch(batches["frames"])
             writers["objects"].write_batch(batches["objects"])
             num_frames += batches["frames"].num_rows
+
+
+class IndexTables:
+    """The tables of a finished set, one record batch a shard, mapped into memory."""
+
+    def __init__(self, root: Location, fingerprint: str) -> None:
+        folder = local_index(root, fingerprint)
+        self._readers = {table: pa.ipc.open_file(pa.memory_map(str(folder / f"{table}.arrow"))) for table in SCHEMAS}
+
+    def batch(self, table: str, shard: int) -> pa.RecordBatch:
+        """Rows of a table that belong to a shard."""
+        return self._readers[table].get_batch(shard)
+
+
+def take_videos(tables: IndexTables, shard: int, rows: np.ndarray) -> Batches:
+    """Rows of some videos of a shard, given by their rows (n,) in its batch, as a shard of their own: from 0."""
+    videos, frames, objects = (tables.batch(table, shard) for table in ("videos", "frames", "objects"))
+    first, counts = as_numpy(videos, "first_frame"), as_numpy(videos, "num_frames")
+    kept_frames = _ranges(first[rows] - (first[0] if len(first) else 0), counts[rows])
+    starts = as_numpy(frames, "first_object").astype(np.int64)
+    num_objects = np.diff(starts, append=objects.num_rows)[kept_frames]
+    kept_objects = _ranges(starts[kept_frames], num_objects)
+    videos = _replaced(videos.take(pa.array(rows)), "first_frame", np.cumsum(counts[rows]) - counts[rows])
+    return {
+        "videos": _replaced(videos, "shard", np.zeros(len(rows))),
+        "frames": _replaced(frames.take(pa.array(kept_frames)), "first_object", np.cumsum(num_objects) - num_objects),
+        "objects": objects.take(pa.array(kept_objects)),
+    }
+
+
+def _ranges(starts: np.ndarray, counts: np.ndarray) -> np.ndarray:
+    """start, start + 1, ... (count of them) for each pair, one after the other: (sum of counts,) int64."""
+    before = np.cumsum(counts) - counts
+    return np.repeat(starts - before, counts) + np.arange(counts.sum())
+
+
+def _replaced(batch: pa.RecordBatch, column: str, values: np.ndarray) -> pa.RecordBatch:
+    position = batch.schema.get_field_index(column)
+    field = batch.schema.field(position)
+    return batch.set_column(position, field, pa.array(values.astype(field.type.to_pandas_dtype()), field.type))
 
 
 def _shifted(batch: pa.RecordBatch, column: str, offset: int) -> pa.RecordBatch:

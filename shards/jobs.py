@@ -100,9 +100,10 @@ class Workshop:
 
     def run(self, job: ShardJob) -> None:
         """Make the tar, its rows and, last, its side file. Raises DataError for refused input under `stop`."""
-        findings = Findings(self.request.on_bad, self.request.sources[0])
+        findings = Findings(self.request.on_bad, self.source.root)
         videos = self._converted(job.videos, findings)
-        written = write_shard(job.path, self.request.mask_codec, _one_ahead(videos) if self.ahead else videos)
+        codec = self.request.target(self.source).codec
+        written = write_shard(job.path, codec, _one_ahead(videos) if self.ahead else videos)
         facts = written.facts if written.facts.videos else None
         if facts is None:
             job.path.unlink()
@@ -117,7 +118,7 @@ class Workshop:
             if size.num_frames and not video.frames:
                 raise _vanished(video.label, size)
             before = len(findings.list)
-            ready = convert_video(video, self.source.kind, self.request.mask_codec, findings, self.map_frames)
+            ready = convert_video(video, self.request.target(self.source), findings, self.map_frames)
             refused = sum(finding.severity == "refused" for finding in findings.list[before:])
             self.report(Progress(size.num_frames, ready.num_bytes if ready else 0, refused))
             if ready is not None:

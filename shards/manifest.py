@@ -6,11 +6,11 @@ import dataclasses
 import hashlib
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from shards.errors import DataError
-from shards.masks import MASK_CODECS, MaskCodec
+from shards.masks import ALL_CODECS, MaskCodec
 from shards.storage import Location
 
 FORMAT_VERSION = 1
@@ -41,6 +41,7 @@ class Manifest:
     resolution: folder between JPEGImages and the videos, None for layouts without. splits: how many videos each split
     has. source: SHA-256 over the input's names and sizes and the arguments of the build (`Plan.digest`); "" for a set
     made of others, whose fingerprints are in parents.
+    options: what was asked of the source beside the default, such as scaling (`SourceOptions.record`).
     refused / warnings: how many lines of rejected.jsonl are refusals, and how many are not.
     """
 
@@ -57,6 +58,7 @@ class Manifest:
     refused: int
     warnings: int
     parents: tuple[str, ...] = ()
+    options: dict[str, Any] = field(default_factory=dict)
     format_version: int = FORMAT_VERSION
     created_by: str = CREATED_BY
 
@@ -119,7 +121,7 @@ def _parse(fields: Any) -> Manifest:
     version = fields["format_version"]
     if version != FORMAT_VERSION:
         raise ValueError(f"format {version!r}")
-    if fields["mask_codec"] not in MASK_CODECS:
+    if fields["mask_codec"] not in ALL_CODECS:
         raise ValueError(f"mask codec {fields['mask_codec']!r}")
     shards = tuple(ShardFacts(**facts) for facts in fields.pop("shards"))
     parents = tuple(fields.pop("parents"))

@@ -1,24 +1,30 @@
-"""Label maps as shard members (`lz4`, `png`) and the objects in them."""
+"""Masks as shard members: label maps (`lz4`, `png`) and soft masks (`soft.lz4`, `soft.png`); the objects in them."""
 
 from __future__ import annotations
 
 import io
 import struct
+from collections.abc import Iterable
 from typing import Literal, NamedTuple, get_args
 
 import lz4.block
 import numpy as np
 from PIL import Image
 
-MaskCodec = Literal["lz4", "png"]
-MASK_CODECS: tuple[MaskCodec, ...] = get_args(MaskCodec)
+# Also the extension of the members: whoever looks for label maps never finds soft masks.
+MaskCodec = Literal["lz4", "png", "soft.lz4", "soft.png"]
+MASK_CODECS: tuple[MaskCodec, ...] = ("lz4", "png")
+SOFT_CODECS: tuple[MaskCodec, ...] = ("soft.lz4", "soft.png")
+ALL_CODECS: tuple[MaskCodec, ...] = get_args(MaskCodec)
+# Levels from here on are the object, those below are background.
+SOFT_THRESHOLD = 128
 BACKGROUND = 0
 VOID = 255
 # Boxes are uint16 in the index.
 MAX_SIDE = 65_535
 
 _LZ4_HEADER = struct.Struct("<4sIII")  # magic, height, width, reserved 0; one raw LZ4 block follows
-_LZ4_MAGIC = b"VFM1"
+_LZ4_MAGIC, _SOFT_MAGIC = b"VFM1", b"VFS1"
 # Of LZ4-HC: 1.1 ms for an 854x480 mask where level 9 takes 7.5 ms to save 7 % (0.2 % of a data set with its images).
 _LZ4_LEVEL = 4
 _PNG_START = b"\x89PNG\r\n\x1a\n\x00\x00\x00\rIHDR"
@@ -36,22 +42,28 @@ class FrameObjects(NamedTuple):
     boxes: np.ndarray
 
 
+def soft_codec(codec: MaskCodec) -> MaskCodec:
+    """The codec that stores soft masks as this one stores label maps; itself if it is one already."""
+    return codec if codec in SOFT_CODECS else SOFT_CODECS[MASK_CODECS.index(codec)]
+
+
 def encode_label_map(labels: np.ndarray, codec: MaskCodec) -> bytes:
     """Member bytes of a label map; labels (H, W) uint8. Raises ValueError for any other shape, type or codec.
 
     `lz4`: b"VFM1", u32le height, u32le width, u32le 0, then one raw LZ4-HC block of H*W bytes (no LZ4 frame: DALI's
     inflate takes raw blocks). `png`: one-channel 8-bit grey PNG whose pixels are the ids.
     """
-    if labels.dtype != np.uint8 or labels.ndim != 2 or min(labels.shape) == 0 or max(labels.shape) > MAX_SIDE:
-        raise ValueError(f"a label map is (H, W) uint8 with sides of 1..{MAX_SIDE}, not {labels.shape} {labels.dtype}")
-    if codec == "lz4":
-        block = lz4.block.compress(labels.tobytes(), mode="high_compression", compression=_LZ4_LEVEL, store_size=False)
-        return _LZ4_HEADER.pack(_LZ4_MAGIC, *labels.shape, 0) + block
-    if codec == "png":
-        buffer = io.BytesIO()
-        Image.fromarray(labels).save(buffer, "png", compress_level=6)
-        return buffer.getvalue()
-    raise ValueError(f"unknown mask codec {codec!r}; there are: {', '.join(MASK_CODECS)}")
+    _require(codec, MASK_CODECS, "label maps")
+    return _encode(labels, codec, _LZ4_MAGIC)
+
+
+def encode_soft_mask(levels: np.ndarray, codec: MaskCodec) -> bytes:
+    """Member bytes of a soft mask; levels (H, W) uint8: 0 background .. 255 object.
+
+    As a label map, but `soft.lz4` begins with b"VFS1".
+    """
+    _require(codec, SOFT_CODECS, "soft masks")
+    return _encode(levels, codec, _SOFT_MAGIC)
 
 
 def decode_label_map(data: bytes, codec: MaskCodec) -> np.ndarray:
@@ -59,17 +71,36 @@ def decode_label_map(data: bytes, codec: MaskCodec) -> np.ndarray:
 
     Raises ValueError for bytes that are not exactly one label map of that codec.
     """
-    if codec == "lz4":
-        return _decode_lz4(data)
-    if codec == "png":
-        return _decode_png(data)
-    raise ValueError(f"unknown mask codec {codec!r}; there are: {', '.join(MASK_CODECS)}")
+    _require(codec, MASK_CODECS, "label maps")
+    return _decode_lz4(data, _LZ4_MAGIC) if codec == "lz4" else _decode_png(data)
+
+
+def decode_soft_mask(data: bytes, codec: MaskCodec) -> np.ndarray:
+    """Soft mask (H, W) uint8, writable: 0 background .. 255 object. Raises ValueError as `decode_label_map` does."""
+    _require(codec, SOFT_CODECS, "soft masks")
+    return _decode_lz4(data, _SOFT_MAGIC) if codec == "soft.lz4" else _decode_png(data)
+
+
+def decode_object_map(data: bytes, codec: MaskCodec) -> np.ndarray:
+    """Ids (H, W) uint8 of any mask member; of a soft mask: 1 where its level is at least 128, else 0."""
+    if codec in SOFT_CODECS:
+        return (decode_soft_mask(data, codec) >= SOFT_THRESHOLD).astype(np.uint8)
+    return decode_label_map(data, codec)
+
+
+def keep_ids(labels: np.ndarray, object_ids: Iterable[int]) -> np.ndarray:
+    """Copy of a label map with only these ids; every other pixel, void included, is background."""
+    table = np.zeros(256, np.uint8)
+    kept = list(object_ids)
+    table[kept] = kept
+    return table[labels]
 
 
 def label_map_size(data: bytes, codec: MaskCodec) -> tuple[int, int]:
-    """(height, width) out of the member's header, without decoding. Raises ValueError for foreign bytes."""
-    if codec == "lz4":
-        return _lz4_size(data)
+    """(height, width) out of a mask member's header, without decoding. Raises ValueError for foreign bytes."""
+    _require(codec, ALL_CODECS, "masks")
+    if codec.endswith("lz4"):
+        return _lz4_size(data, _SOFT_MAGIC if codec in SOFT_CODECS else _LZ4_MAGIC)
     if len(data) < 33 or not data.startswith(_PNG_START) or data[24:26] != _PNG_GREY_8:
         raise ValueError("not an 8-bit grey PNG (a palette PNG would be expanded to colours by fast decoders)")
     width, height = struct.unpack(">II", data[16:24])
@@ -95,23 +126,41 @@ def _box(inside: np.ndarray, top: int) -> tuple[int, int, int, int]:
     return top + int(rows[0]), int(columns[0]), top + int(rows[-1]) + 1, int(columns[-1]) + 1
 
 
-def _lz4_size(data: bytes) -> tuple[int, int]:
+def _require(codec: str, known: tuple[MaskCodec, ...], what: str) -> None:
+    if codec not in known:
+        raise ValueError(f"unknown mask codec {codec!r}; there are: {', '.join(known)} for {what}")
+
+
+def _encode(pixels: np.ndarray, codec: MaskCodec, magic: bytes) -> bytes:
+    if pixels.dtype != np.uint8 or pixels.ndim != 2 or min(pixels.shape) == 0 or max(pixels.shape) > MAX_SIDE:
+        raise ValueError(f"a label map is (H, W) uint8 with sides of 1..{MAX_SIDE}, not {pixels.shape} {pixels.dtype}")
+    if codec.endswith("lz4"):
+        block = lz4.block.compress(pixels.tobytes(), mode="high_compression", compression=_LZ4_LEVEL, store_size=False)
+        return _LZ4_HEADER.pack(magic, *pixels.shape, 0) + block
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, "png", compress_level=6)
+    return buffer.getvalue()
+
+
+def _lz4_size(data: bytes, wanted: bytes) -> tuple[int, int]:
     if len(data) <= _LZ4_HEADER.size:
-        raise ValueError(f"an lz4 label map has more than {_LZ4_HEADER.size} bytes, this has {len(data)}")
+        raise ValueError(f"an lz4 mask has more than {_LZ4_HEADER.size} bytes, this has {len(data)}")
     magic, height, width, reserved = _LZ4_HEADER.unpack_from(data)
-    if magic != _LZ4_MAGIC or reserved != 0 or not (0 < height <= MAX_SIDE and 0 < width <= MAX_SIDE):
-        raise ValueError(f"not an lz4 label map: it begins with {bytes(data[: _LZ4_HEADER.size]).hex()}")
+    if magic != wanted or reserved != 0 or not (0 < height <= MAX_SIDE and 0 < width <= MAX_SIDE):
+        raise ValueError(
+            f"not an lz4 mask of {wanted.decode()}: it begins with {bytes(data[: _LZ4_HEADER.size]).hex()}"
+        )
     return height, width
 
 
-def _decode_lz4(data: bytes) -> np.ndarray:
-    height, width = _lz4_size(data)
+def _decode_lz4(data: bytes, magic: bytes) -> np.ndarray:
+    height, width = _lz4_size(data, magic)
     block = memoryview(data)[_LZ4_HEADER.size :]
     # A bytearray, because an array over bytes is read-only and torch warns about those.
     try:
         labels = lz4.block.decompress(block, uncompressed_size=height * width, return_bytearray=True)
     except (lz4.block.LZ4BlockError, MemoryError) as error:
-        raise ValueError(f"damaged LZ4 block of a {height}x{width} label map: {error}") from None
+        raise ValueError(f"damaged LZ4 block of a {height}x{width} mask: {error}") from None
     if len(labels) != height * width:
         raise ValueError(f"LZ4 block holds {len(labels)} pixels, its header says {height}x{width}")
     return np.frombuffer(labels, np.uint8).reshape(height, width)
@@ -123,4 +172,4 @@ def _decode_png(data: bytes) -> np.ndarray:
         with Image.open(io.BytesIO(data), formats=("PNG",)) as image:
             return np.array(image)
     except (OSError, SyntaxError) as error:
-        raise ValueError(f"damaged PNG label map: {error}") from None
+        raise ValueError(f"damaged PNG mask: {error}") from None

@@ -7,17 +7,22 @@ import hashlib
 import json
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal
 
+from shards.convert import Target
 from shards.findings import Finding
-from shards.manifest import FORMAT_VERSION, encode_json
-from shards.masks import MaskCodec
+from shards.manifest import FORMAT_VERSION, MANIFEST, encode_json
+from shards.masks import MaskCodec, soft_codec
 from shards.naming import escape_video
 from shards.sources import SOURCES
+from shards.sources.options import SourceOptions
 from shards.sources.types import Source, SourceRequest, VideoSize
-from shards.storage import Location
+from shards.storage import Location, cache_folder
 
+# Holds what a killed build needs to go on; gone when the set is complete.
+WORK_FOLDER = "building"
 _UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
 
 
@@ -35,6 +40,7 @@ class BuildRequest:
     shard_size: int = 10**9
     on_bad: Literal["stop", "skip"] = "stop"
     jobs: int = 1
+    options: SourceOptions = field(default_factory=SourceOptions)
 
     @property
     def data_set(self) -> str:
@@ -45,6 +51,11 @@ class BuildRequest:
     def root(self) -> Location:
         """Folder of the set."""
         return self.out / self.data_set
+
+    def target(self, source: Source) -> Target:
+        """How videos of this source are stored."""
+        codec = soft_codec(self.mask_codec) if source.soft_masks else self.mask_codec
+        return Target(source.kind, codec, self.options.scaling)
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,14 +81,27 @@ class Plan:
         return encode_json({"arguments": self.arguments, "digest": self.digest, "videos": list(self.sizes.values())})
 
 
-def make_plan(request: BuildRequest, listed: bytes | None = None) -> Plan:
+def make_plan(request: BuildRequest, listed: bytes | None = None, scratch: Path | None = None) -> Plan:
     """Open the source, list it and fill shards in the order of names.
 
     listed: the plan of another machine (`Plan.encode`), which saves listing the source if it is of the same arguments.
+    scratch: local folder for the index of the members of tars, for plans that nothing will be built from; by default it
+    lies with the unfinished build, where later runs find it.
     Raises ValueError for arguments that cannot be, DataError for a source that is not of its kind.
     """
     _check(request)
-    source = SOURCES[request.kind](SourceRequest(request.sources, request.splits, request.resolution))
+    new = scratch is None and not (request.root / MANIFEST).is_file()
+    source = SOURCES[request.kind](
+        SourceRequest(
+            request.sources,
+            request.splits,
+            request.resolution,
+            request.options,
+            scratch or _scratch(request.root),
+            request.jobs,
+            new,
+        )
+    )
     arguments = _arguments(request)
     known = None if listed is None else _listed_sizes(listed, arguments)
     sizes = {size.name: size for size in (source.sizes() if known is None else known)}
@@ -85,6 +109,13 @@ def make_plan(request: BuildRequest, listed: bytes | None = None) -> Plan:
     shards = tuple(fill_shards(sizes.values(), request.shard_size))
     digest = hashlib.sha256(encode_json(arguments | {"videos": list(sizes.values())})).hexdigest()
     return Plan(source, shards, sizes, arguments, digest)
+
+
+def _scratch(root: Location) -> Path:
+    """Where the members of tars are listed: in the folder of the unfinished build, or in the cache for a remote one."""
+    if isinstance(root, Path):
+        return root / WORK_FOLDER / "members"
+    return cache_folder() / "members" / hashlib.sha256(str(root).encode()).hexdigest()[:16]
 
 
 def fill_shards(sizes: Iterable[VideoSize], shard_size: int) -> Iterable[tuple[str, ...]]:
@@ -142,6 +173,8 @@ def _arguments(request: BuildRequest) -> dict[str, Any]:
         "format": FORMAT_VERSION,
         "name": request.data_set,
         "splits": request.splits and sorted(set(request.splits)),
+        "lists": sorted(path.stem for path in request.options.lists),
+        "options": request.options.record(),
     }
 
 

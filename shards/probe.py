@@ -40,7 +40,7 @@ def estimate_build(request: BuildRequest, plan: Plan) -> Estimate | None:
     for name in chosen:
         video = plan.source.video(name)
         sample = dataclasses.replace(video, frames=video.frames[:NUM_FRAMES])
-        ready = convert_video(sample, plan.source.kind, request.mask_codec, Findings("skip", request.sources[0]), map)
+        ready = convert_video(sample, request.target(plan.source), Findings("skip", plan.source.root), map)
         if ready is not None:
             size = plan.sizes[name]
             read += size.num_bytes * len(ready.frames) // size.num_frames

@@ -135,6 +135,24 @@ class ShardSet:
         boxes = np.stack([table[side][found] for side in ("y0", "x0", "y1", "x1")], axis=1)  # (n, 4)
         return FrameObjects(table["object_id"][found], table["area"][found], boxes)
 
+    def starts(self, video: int) -> dict[int, tuple[int, ...]]:
+        """Frame rows at which masks are given, ascending -> ids of the objects that begin there.
+
+        By the data set's own list where it has one, as YouTube-VOS does: there, other ids in such a mask are to be
+        ignored (`masks.keep_ids`). Otherwise an object begins in the first mask that shows it.
+        """
+        rows = self.frame_rows(video)
+        begun: dict[int, int] = {}
+        listed = self.videos.object_facts(video)
+        if listed:
+            by_name = {self.frame_name(row): row for row in rows}
+            begun = {object_id: by_name[facts.frames[0]] for object_id, facts in listed.items()}
+        else:
+            for row in rows:
+                for object_id in self.objects(row).ids.tolist():
+                    begun.setdefault(object_id, row)
+        return {row: tuple(sorted(key for key in begun if begun[key] == row)) for row in sorted(set(begun.values()))}
+
     def read(self, frame: int) -> EncodedFrame:
         """Bytes of a frame by one `pread` or one ranged request, both parts checked against their CRC-32.
 
@@ -158,12 +176,12 @@ class ShardSet:
         """Where a frame is, for messages: `davis2017-000000.tar, video bear, frame 00012`."""
         shard, _ = self._place(frame)
         video = self.videos.original_names[self.videos.row_of_frame(frame)]
-        return f"{self.manifest.shards[shard].name}, video {video}, frame {self.frame_name(frame)}"
+        return f"{self._shards[shard].name}, video {video}, frame {self.frame_name(frame)}"
 
     def _damaged(self, frame: int, found: int, wanted: int) -> DataError:
         reason = f"{found} bytes" if found != wanted else "other bytes (CRC-32 differs)"
         return DataError(
-            f"{self.path}: {self.locate(frame)}",
+            f"{self._shards[self._place(frame)[0]].parent}: {self.locate(frame)}",
             expected=f"the {wanted} bytes the index was made from",
             found=reason,
             remedy=f"run tools/check.py {self.path}",

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import json
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from itertools import groupby
-from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
 import simplejpeg
 
 from shards.errors import DataError
 from shards.index import SCHEMAS, Batches, make_batch
-from shards.masks import FrameObjects, MaskCodec, decode_label_map, find_objects
+from shards.manifest import parse_places
+from shards.masks import FrameObjects, MaskCodec, decode_object_map, find_objects
 from shards.naming import VIDEO_FACTS, number_frames
+from shards.object_facts import encode_object_facts
+from shards.storage import Location
 from shards.tar import BLOCK, Member, members, padded
 from shards.video import VideoFacts, decode_video_facts
 
@@ -96,7 +98,9 @@ class ShardRows:
         numbering = number_frames(video.names)
         files = {facts.frame_name(stem): name for stem, name in facts.files.items()}
         odd = {stem: name for stem, name in files.items() if name != f"{stem}.jpg"}
-        described = (facts.splits, facts.palette, *numbering, json.dumps(odd, sort_keys=True) if odd else None)
+        listed = encode_object_facts(facts.objects)
+        texts = (json.dumps(value, sort_keys=True) if value else None for value in (odd, listed))
+        described = (facts.splits, facts.palette, *numbering, *texts)
         self._append("videos", (*place, sorted(video.object_ids), *described))
 
     def _append(self, table: str, row: tuple[Any, ...]) -> None:
@@ -127,14 +131,24 @@ def samples(file: BinaryIO, codec: MaskCodec) -> Iterator[Sample]:
         )
 
 
-def scan_shard(path: Path, codec: MaskCodec) -> Batches:
-    """Rows of the index for one tar. Raises DataError where it is not a shard of ours."""
+def of_selected(frames: Iterable[Sample], selected: str | None) -> Iterator[Sample]:
+    """Frames of the videos at the selected places in the shard (`ShardFacts.selected`), all for None."""
+    places = None if selected is None else set(parse_places(selected))
+    place = -1
+    for frame in frames:
+        place += frame.facts is not None
+        if places is None or place in places:
+            yield frame
+
+
+def scan_shard(path: Location, codec: MaskCodec, selected: str | None) -> Batches:
+    """Rows of the index for the selected videos of one tar. Raises DataError where it is not a shard of ours."""
     rows = ShardRows()
     shape = (0, 0)
     place = ""
     try:
         with path.open("rb") as file:
-            for sample in samples(file, codec):
+            for sample in of_selected(samples(file, codec), selected):
                 place = f", at video {sample.video}, frame {sample.stem}"
                 if sample.facts is not None:
                     shape = image_size(sample.image)
@@ -150,7 +164,7 @@ def mask_objects(mask: bytes | None, codec: MaskCodec, shape: tuple[int, int]) -
     """Objects of a mask member, None for no mask. Raises ValueError if it is damaged or not of this size."""
     if mask is None:
         return None
-    labels = decode_label_map(mask, codec)
+    labels = decode_object_map(mask, codec)
     if labels.shape != shape:
         raise ValueError(f"mask is {labels.shape}, the images of its video are {shape}")
     return find_objects(labels)

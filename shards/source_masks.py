@@ -3,44 +3,107 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 
 from shards import png
 from shards.findings import Finding, RefusedError
-from shards.masks import VOID, FrameObjects, MaskCodec, encode_label_map, find_objects
+from shards.images import MAX_PIXELS
+from shards.masks import (
+    MAX_SIDE,
+    SOFT_THRESHOLD,
+    VOID,
+    FrameObjects,
+    MaskCodec,
+    encode_label_map,
+    encode_soft_mask,
+    find_objects,
+)
 from shards.palettes import voc_palette
+from shards.scaling import Scaling, scale_labels, scale_levels
+from shards.soft_masks import read_levels
+from shards.sources.options import MaskReading
 
 # More ids than this in a mask without a palette are grey levels, not objects.
 MAX_GREY_IDS = 64
+
+
+Reading = MaskReading | Literal["soft"]
 
 
 @dataclass(frozen=True, slots=True)
 class SourceMask:
     """One mask read from the source.
 
-    data: the shard member. shape: (height, width). objects: what is in it. has_void: whether 255 occurs.
-    palette: its PNG palette (RGB bytes), None if it had none. findings: without place.
+    data: the shard member. shape: its (height, width); source_shape: that of the file. objects: what is in it.
+    has_void: whether 255 occurs as void. palette: its PNG palette (RGB bytes), None if it had none or ids were changed.
+    findings: without place.
     """
 
     data: bytes
     shape: tuple[int, int]
+    source_shape: tuple[int, int]
     objects: FrameObjects
     has_void: bool
     palette: bytes | None
     findings: tuple[Finding, ...]
 
 
-def read_mask(data: bytes, codec: MaskCodec) -> SourceMask:
-    """Ids of a PNG file, bit for bit. Raises RefusedError where they cannot be told for certain.
+def read_mask(data: bytes, codec: MaskCodec, reading: Reading = "ids", scaling: Scaling | None = None) -> SourceMask:
+    """Ids of a PNG file, or its levels with `soft`. Raises RefusedError where they cannot be told for certain.
 
-    Palette: the indices, whatever the colours. Grey: the values. RGB(A): looked up in the DAVIS palette, in which all
-    colours must be. Source: the table of ways masks are stored in docs/data_format.md.
+    ids: palette: the indices, whatever the colours; grey: the values; RGB(A): looked up in the DAVIS palette, in which
+    all colours must be. binary: 0 and 255 (or 1), the object gets id 1. merged: as ids or binary, and every value above
+    0, void too, becomes id 1. soft: 0..255 (`shards.soft_masks`). Source: the tables of docs/data_format.md.
     """
     chunks = png.read_chunks(data)
     header = png.read_header(chunks)
-    pixels = png.decode_pixels(data)
+    _require_size(header)
+    if reading == "soft":
+        return _soft(data, header, codec, scaling)
     findings: list[Finding] = []
+    labels = _labels(png.decode_pixels(data), header, reading, findings)
+    palette = header.palette if header.colour_type == png.PALETTE and reading == "ids" else None
+    source_shape = header.height, header.width
+    shape = source_shape if scaling is None else scaling.target(source_shape)
+    if shape != source_shape:
+        labels = scale_labels(labels, shape)
+    as_stored = codec == "png" and palette is not None and header.bit_depth == 8 and not header.interlaced
+    return SourceMask(
+        png.as_grey(chunks) if as_stored and shape == source_shape else encode_label_map(labels, codec),
+        shape,
+        source_shape,
+        find_objects(labels),
+        bool((labels == VOID).any()),
+        palette,
+        tuple(findings),
+    )
+
+
+def _soft(data: bytes, header: png.PngHeader, codec: MaskCodec, scaling: Scaling | None) -> SourceMask:
+    levels, findings = read_levels(png.decode_pixels(data), header)
+    source_shape = header.height, header.width
+    shape = source_shape if scaling is None else scaling.target(source_shape)
+    if shape != source_shape:
+        levels = scale_levels(levels, shape)
+    objects = find_objects((levels >= SOFT_THRESHOLD).astype(np.uint8))
+    return SourceMask(encode_soft_mask(levels, codec), shape, source_shape, objects, False, None, findings)
+
+
+def _labels(pixels: np.ndarray, header: png.PngHeader, reading: MaskReading, findings: list[Finding]) -> np.ndarray:
+    """Label map (H, W) uint8 of the pixels, as the reading says."""
+    if reading != "ids":
+        single = _single(pixels, header)
+        if single is not None:
+            return single
+        if reading == "binary":
+            raise RefusedError(
+                "not a 0/255 mask",
+                expected="only the values 0 and 255, the object",
+                found="others",
+                remedy="for masks of object ids use the kind davis2017, or --masks ids",
+            )
     if header.colour_type == png.PALETTE:
         labels = _palette_ids(pixels, header)
     elif header.colour_type in (png.RGB, png.RGB_ALPHA):
@@ -50,15 +113,33 @@ def read_mask(data: bytes, codec: MaskCodec) -> SourceMask:
         labels = _grey_ids(pixels, header)
         if header.bit_depth == 1:
             findings.append(_warning("1-bit mask", "ids", "a 1-bit PNG: every object of it became id 1"))
-    as_stored = codec == "png" and header.colour_type == png.PALETTE and header.bit_depth == 8 and not header.interlaced
-    return SourceMask(
-        png.as_grey(chunks) if as_stored else encode_label_map(labels, codec),
-        (header.height, header.width),
-        find_objects(labels),
-        bool((labels == VOID).any()),
-        header.palette if header.colour_type == png.PALETTE else None,
-        tuple(findings),
-    )
+    return (labels > 0).astype(np.uint8) if reading == "merged" else labels
+
+
+def _single(pixels: np.ndarray, header: png.PngHeader) -> np.ndarray | None:
+    """Label map with id 1 of pixels that are only background and 255 (or 1) in every channel; None for others."""
+    if pixels.ndim == 3:
+        num_colours = 1 if header.colour_type == png.GREY_ALPHA else 3
+        _require_opaque(pixels[..., num_colours:])
+        if num_colours == 3 and (pixels[..., :3] != pixels[..., :1]).any():
+            return None
+        pixels = pixels[..., 0]
+    if pixels.dtype == np.bool_:
+        return pixels.astype(np.uint8)
+    highest = int(pixels.max())
+    if highest not in (0, 1, 255) or ((pixels != 0) & (pixels != highest)).any():
+        return None
+    return (pixels > 0).astype(np.uint8)
+
+
+def _require_size(header: png.PngHeader) -> None:
+    if header.height * header.width > MAX_PIXELS or max(header.height, header.width) > MAX_SIDE:
+        raise RefusedError(
+            "absurd size",
+            expected=f"at most {MAX_PIXELS} pixels and {MAX_SIDE} a side",
+            found=f"{header.width}x{header.height}",
+            remedy="restore the file from the original package",
+        )
 
 
 def _palette_ids(pixels: np.ndarray, header: png.PngHeader) -> np.ndarray:

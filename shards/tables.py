@@ -10,6 +10,8 @@ from typing import overload
 import numpy as np
 import pyarrow as pa
 
+from shards.object_facts import ObjectFacts, decode_object_facts
+
 
 class StringColumn(Sequence[str]):
     """A column of strings that makes a Python string only of the row asked for."""
@@ -81,6 +83,11 @@ class VideoTable:
         """Name in the source of the image file of this frame (its stem) of the video."""
         files = self._table.column("files")[int(row)].as_py()
         return f"{frame}.jpg" if files is None else json.loads(files).get(frame, f"{frame}.jpg")
+
+    def object_facts(self, row: int) -> dict[int, ObjectFacts]:
+        """What the data set lists about the video's objects, by ascending id; {} where it lists nothing."""
+        listed = self._table.column("objects")[int(row)].as_py()
+        return {} if listed is None else decode_object_facts(json.loads(listed))
 
     def rows_of_split(self, split: str) -> np.ndarray:
         """Rows (n,) int64 of the videos of a split, ascending."""

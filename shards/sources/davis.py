@@ -2,132 +2,111 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
-from pathlib import Path
+from pathlib import PurePosixPath
 
 from shards.errors import DataError
 from shards.findings import Finding
-from shards.sources.folders import pair_frames, visible_files
-from shards.sources.types import SourceRequest, SourceVideo, VideoSize
+from shards.sources.folders import visible_folders
+from shards.sources.lists import (
+    CHECK_LIST,
+    FolderVideos,
+    VideoFolders,
+    read_names,
+    restrict,
+    sound_names,
+    text_lists,
+    unknown_video,
+)
+from shards.sources.types import SourceRequest
+from shards.storage import Location
 
-LISTS = Path("ImageSets", "2017")
-
-
-@dataclass(frozen=True, slots=True)
-class Davis2017:
-    """A DAVIS 2017 tree. splits: video -> names of the lists it is in, in the order of the videos' names."""
-
-    root: Path
-    resolution: str
-    splits: dict[str, tuple[str, ...]]
-    findings: tuple[Finding, ...]
-    kind: str = "davis2017"
-
-    def sizes(self) -> Iterator[VideoSize]:
-        """Every listed video in the order of names; stats its files."""
-        for name, splits in self.splits.items():
-            images = visible_files(self._images(name))
-            files = images + visible_files(self._masks(name))
-            yield VideoSize(name, splits, len(images), sum(entry.stat().st_size for entry in files))
-
-    def video(self, name: str) -> SourceVideo:
-        """Frames and masks of one video."""
-        frames, findings = pair_frames(name, self._images(name), self._masks(name), self.root)
-        label = self._images(name).relative_to(self.root).as_posix()
-        masks_label = self._masks(name).relative_to(self.root).as_posix()
-        return SourceVideo(name, label, masks_label, self.splits[name], frames, tuple(findings))
-
-    def _images(self, video: str) -> Path:
-        return self.root / "JPEGImages" / self.resolution / video
-
-    def _masks(self, video: str) -> Path:
-        return self.root / "Annotations" / self.resolution / video
+LISTS = "ImageSets/2017"
+# The test sets of the unsupervised challenge; its train and val are the lists of 2017.
+UNSUPERVISED_LISTS = "ImageSets/2019"
 
 
-def open_davis2017(request: SourceRequest) -> Davis2017:
+def open_davis2017(request: SourceRequest) -> FolderVideos:
     """Read the lists of a tree. Raises DataError if it is no DAVIS 2017 tree or a wanted split is not there."""
-    if len(request.paths) != 1:
-        raise ValueError(f"davis2017 takes one source folder, not {len(request.paths)}")
-    root = request.paths[0]
-    folder = root / "JPEGImages" / request.resolution
-    for needed in (folder, root / "Annotations" / request.resolution, root / LISTS):
-        _require_folder(root, needed)
-    videos = {path.name for path in folder.iterdir() if path.is_dir()}
-    members: dict[str, list[str]] = {}
+    request.options.require_only("davis2017", "annotations", "lists")
+    root = request.one_folder("davis2017")
+    unsupervised = request.options.annotations == "unsupervised"
+    masks = f"Annotations{'_unsupervised' * unsupervised}/{request.resolution}"
+    images = f"JPEGImages/{request.resolution}"
+    for needed in (images, masks, LISTS):
+        _require_folder(root, needed, LISTS)
+    folders = (LISTS, UNSUPERVISED_LISTS) if unsupervised else (LISTS,)
     findings: list[Finding] = []
-    for path in _list_files(root, request.splits):
-        names = _read_list(path, root, findings)
-        if not request.splits and not videos.intersection(names):
+    splits = read_splits(root, images, folders, request.splits, findings)
+    chosen = restrict(splits, request.options.lists, findings)
+    places = {name: VideoFolders(f"{images}/{name}", f"{masks}/{name}", chosen[name]) for name in chosen}
+    return FolderVideos(
+        "davis2017",
+        root,
+        request.resolution,
+        places,
+        tuple(findings),
+        expected="none" if unsupervised else "all",
+    )
+
+
+def read_splits(
+    root: Location, images: str, folders: tuple[str, ...], wanted: tuple[str, ...] | None, findings: list[Finding]
+) -> dict[str, tuple[str, ...]]:
+    """Video -> names of the lists it is in, for the videos that have a folder below `images`.
+
+    folders: of lists, a later one winning over an earlier for a list of the same name. Raises DataError for a wanted
+    list that is not there, or if no listed video is.
+    """
+    videos = set(sound_names(visible_folders(root / images), images, findings))
+    members: dict[str, list[str]] = {}
+    for path in _list_files(root, folders, wanted):
+        label = f"{path.parent.parent.name}/{path.parent.name}/{path.name}"
+        names = read_names(path, label, findings)
+        if not wanted and not videos.intersection(names):
             left_out = Finding(
-                "warning", "list without videos", "a list of videos here", "none of them", _LIST, "ignored"
+                "warning", "list without videos", "a list of videos here", "none of them", CHECK_LIST, "ignored"
             )
-            findings.append(left_out.at(path.relative_to(root).as_posix(), ""))
+            findings.append(left_out.at(label, ""))
             continue
         for name in names:
             if name in videos:
                 members.setdefault(name, []).append(path.stem)
             else:
-                findings.append(_unknown(path, root, name))
+                findings.append(unknown_video(label, name))
     if not members:
-        wanted = " ".join(request.splits or ("any list",))
-        raise DataError(root / LISTS, expected=f"videos of {wanted}", found="none in " + str(folder), remedy=_LIST)
-    splits = {name: tuple(sorted(members[name])) for name in sorted(members)}
-    return Davis2017(root, request.resolution, splits, tuple(findings))
+        asked = " ".join(wanted or ("any list",))
+        found = f"none in {root / images}"
+        raise DataError(root / folders[0], expected=f"videos of {asked}", found=found, remedy=CHECK_LIST)
+    return {name: tuple(sorted(members[name])) for name in sorted(members)}
 
 
-_LIST = "check the list, or get the part of the data set it belongs to"
-
-
-def _require_folder(root: Path, needed: Path) -> None:
-    if needed.is_dir():
+def _require_folder(root: Location, needed: str, lists: str) -> None:
+    folder = root / needed
+    if folder.is_dir():
         return
-    there = sorted(path.name for path in needed.parent.iterdir() if path.is_dir()) if needed.parent.is_dir() else []
+    parent = root / str(PurePosixPath(needed).parent)
+    there = visible_folders(parent)
     found = f"only {', '.join(there)} beside it" if there else "no such folder"
     if not root.is_dir():
         found = f"no folder {root}"
     raise DataError(
-        needed,
-        expected="the layout of DAVIS 2017 (JPEGImages, Annotations, ImageSets/2017)",
+        folder,
+        expected=f"the layout of DAVIS 2017 (JPEGImages, Annotations, {lists})",
         found=found,
         remedy="give the folder that holds JPEGImages; --resolution chooses the folder below it",
     )
 
 
-def _list_files(root: Path, splits: tuple[str, ...] | None) -> list[Path]:
-    there = {path.stem: path for path in sorted((root / LISTS).glob("*.txt")) if not path.name.startswith(".")}
-    for split in splits or ():
+def _list_files(root: Location, folders: tuple[str, ...], wanted: tuple[str, ...] | None) -> list[Location]:
+    there: dict[str, Location] = {}
+    for folder in folders:
+        there |= text_lists(root / folder)
+    for split in wanted or ():
         if split not in there:
             raise DataError(
-                root / LISTS / f"{split}.txt",
+                root / folders[0] / f"{split}.txt",
                 expected="a list of videos",
                 found=f"only {', '.join(there) or 'no list'}",
                 remedy="choose --split among these",
             )
-    return [there[split] for split in sorted(set(splits or there))]
-
-
-def _read_list(path: Path, root: Path, findings: list[Finding]) -> list[str]:
-    """Names of a list in its order, each once. Byte order mark, CR, blanks and empty lines do not count."""
-    label = path.relative_to(root).as_posix()
-    try:
-        lines = [line.strip() for line in path.read_text("utf-8-sig").splitlines()]
-    except UnicodeDecodeError as error:
-        raise DataError(path, expected="UTF-8 text", found=str(error), remedy="save the list as UTF-8") from None
-    names: dict[str, None] = {}
-    for name in filter(None, lines):
-        if "JPEGImages/" in name:
-            raise DataError(
-                path, expected="one video name a line", found=f"{name!r}", remedy="this is a list of DAVIS 2016"
-            )
-        if name in names:
-            twice = Finding("warning", "name twice in a list", "each name once", repr(name), _LIST, "kept once")
-            findings.append(twice.at(label, name))
-        else:
-            names[name] = None
-    return list(names)
-
-
-def _unknown(path: Path, root: Path, name: str) -> Finding:
-    finding = Finding("refused", "no such video", "a folder of images", f"none for {name!r}", _LIST, "video dropped")
-    return finding.at(path.relative_to(root).as_posix(), name)
+    return [there[split] for split in sorted(set(wanted or there))]

@@ -204,7 +204,7 @@ def _kill_this_process(job):
 
 
 def test_unknown_kinds_and_names_are_refused(tree, tmp_path):
-    with pytest.raises(ValueError, match="unknown kind 'davis'; there are: davis2017"):
+    with pytest.raises(ValueError, match="unknown kind 'davis'; there are: bl30k, davis2016, davis2017"):
         make_plan(BuildRequest("davis", (tree,), tmp_path))
     with pytest.raises(ValueError, match="letters, digits"):
         make_plan(BuildRequest("davis2017", (tree,), tmp_path, name="a/b"))

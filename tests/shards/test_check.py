@@ -142,7 +142,7 @@ def test_an_image_that_does_not_decode_is_found_even_where_all_sums_fit(tmp_path
     from shards import convert
     from shards.images import SourceImage
 
-    monkeypatch.setattr(convert, "read_image", lambda data: SourceImage(data, (40, 56), ()))
+    monkeypatch.setattr(convert, "read_image", lambda data, scaling: SourceImage(data, (40, 56), (40, 56), ()))
     bad = tree / "JPEGImages/480p/fox/00002.jpg"
     bad.write_bytes(bad.read_bytes()[:-100])
     root = build_set(tree, tmp_path / "out").root

@@ -1,0 +1,153 @@
+"""Still images with soft masks, one folder a set: DUTS, ECSSD, FSS-1000, BIG, HRSOD and whatever lies like them.
+
+Each image is a video of one frame, named by its path without ending (`fss/abe's_flyingfish/1`), in the split of its set
+and in `train`. Recipes of RDE and STCN take fss, DUTS-TR, DUTS-TE and ecssd once, BIG_small and HRSOD_small five times.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections import defaultdict
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import PurePosixPath
+from typing import NamedTuple
+
+from shards.errors import DataError
+from shards.findings import Finding
+from shards.sources.folders import (
+    IMAGE_ENDINGS,
+    MASK_ENDING,
+    orphan_mask,
+    printable,
+    split_name,
+    unreadable_name,
+    visible_files,
+    visible_folders,
+)
+from shards.sources.options import Duplicates
+from shards.sources.types import SourceFile, SourceFrame, SourceRequest, SourceVideo, VideoSize
+from shards.storage import Location
+
+EVERYTHING = "train"
+# Folders that hold only images or only masks, `DUTS-TR-Image` or `ground_truth_mask`: they do not tell images apart.
+_ROLE = re.compile(r"(.*[-_ ])?(images?|imgs?|masks?|gt|ground_?truth([-_ ]mask)?)", re.IGNORECASE)
+_ROLE_OF_FILE = re.compile(r"(.+)_(im|gt)")
+_MAX_DEPTH = 4
+
+
+class _Still(NamedTuple):
+    """One image and its mask, None where it has none."""
+
+    image: SourceFile
+    mask: SourceFile | None
+
+
+@dataclass(frozen=True, slots=True)
+class StaticImages:
+    """Sets of still images. stills: by name, sorted."""
+
+    root: Location
+    stills: dict[str, _Still]
+    findings: tuple[Finding, ...]
+    kind: str = field(default="static", init=False)
+    resolution: str | None = field(default=None, init=False)
+    soft_masks: bool = field(default=True, init=False)
+
+    def sizes(self) -> Iterator[VideoSize]:
+        """Every image in the order of names."""
+        for name, still in self.stills.items():
+            num_bytes = still.image.num_bytes + (still.mask.num_bytes if still.mask else 0)
+            yield VideoSize(name, self._splits(name), 1, num_bytes)
+
+    def video(self, name: str) -> SourceVideo:
+        """The image as a video of one frame."""
+        image, mask = self.stills[name]
+        frame = SourceFrame(split_name(image.name)[0], image, mask)
+        return SourceVideo(name, image.label, image.label, self._splits(name), (frame,), (), reading="soft", still=True)
+
+    def _splits(self, name: str) -> tuple[str, ...]:
+        return tuple(sorted({name.partition("/")[0], EVERYTHING}))
+
+
+def open_static(request: SourceRequest) -> StaticImages:
+    """Pair the files of every set below the root, or of the sets named as splits. Raises DataError if there is none."""
+    request.options.require_only("static", "duplicates")
+    root = request.one_folder("static")
+    there = visible_folders(root)
+    wanted = there if request.splits is None or EVERYTHING in request.splits else sorted(set(request.splits))
+    missing = [name for name in wanted if name not in there]
+    if missing or not there:
+        raise DataError(
+            root / (missing[0] if missing else ""),
+            expected="a folder for each set of images",
+            found=f"only {', '.join(there)}" if there else "none" if root.is_dir() else f"no folder {root}",
+            remedy="give the folder that holds DUTS-TR, fss and so on; --split chooses among them",
+        )
+    findings: list[Finding] = []
+    stills: dict[str, _Still] = {}
+    for name in wanted:
+        stills |= _pair(list(_files_below(root / name, name, _MAX_DEPTH)), findings)
+    if not stills:
+        raise DataError(root, expected="images (.jpg) beside masks (.png)", found="none", remedy="see docs/datasets.md")
+    stills = _without_twins(dict(sorted(stills.items())), request.options.duplicates, findings)
+    return StaticImages(root, stills, tuple(findings))
+
+
+def _files_below(folder: Location, label: str, depth: int) -> Iterator[SourceFile]:
+    yield from visible_files(folder, label)
+    if depth:
+        for name in visible_folders(folder):
+            yield from _files_below(folder / name, f"{label}/{name}", depth - 1)
+
+
+def _pair(files: list[SourceFile], findings: list[Finding]) -> dict[str, _Still]:
+    """Images of one set by name, each with its mask: the same path but for ending, `_im`/`_gt`, folders of one role."""
+    images: dict[str, SourceFile] = {}
+    masks: dict[str, SourceFile] = {}
+    for file in files:
+        _, ending = split_name(file.name)
+        refusal = unreadable_name(file.label)
+        if refusal is not None:
+            findings.append(refusal.at(printable(file.label), ""))
+        elif ending not in (*IMAGE_ENDINGS, MASK_ENDING):
+            odd = Finding("warning", "no image name", "<name>.jpg or .png", repr(file.name), _LOOK, "ignored")
+            findings.append(odd.at(file.label, ""))
+        else:
+            group = masks if ending == MASK_ENDING else images
+            other = group.setdefault(_key(file), file)
+            if other is not file:
+                twice = Finding("refused", "name twice", "one file", f"also {other.label}", _LOOK, "video dropped")
+                findings.append(twice.at(file.label, _key(file)))
+    findings += [orphan_mask(key, mask) for key, mask in sorted(masks.items()) if key not in images]
+    return {key: _Still(image, masks.get(key)) for key, image in images.items()}
+
+
+_LOOK = "see whether a file is missing or misnamed"
+
+
+def _key(file: SourceFile) -> str:
+    folder = PurePosixPath(file.label).parent
+    kept = [part for place, part in enumerate(folder.parts) if place == 0 or not _ROLE.fullmatch(part)]
+    stem = split_name(file.name)[0]
+    role = _ROLE_OF_FILE.fullmatch(stem)
+    return "/".join([*kept, role.group(1) if role else stem])
+
+
+def _without_twins(stills: dict[str, _Still], duplicates: Duplicates, findings: list[Finding]) -> dict[str, _Still]:
+    """Report images with the same bytes, and drop all but the first if so asked. Only equal sizes are read."""
+    by_size: dict[int, list[str]] = defaultdict(list)
+    for name, still in stills.items():
+        by_size[still.image.num_bytes].append(name)
+    first: dict[bytes, str] = {}
+    dropped = set()
+    for name in sorted(name for names in by_size.values() if len(names) > 1 for name in names):
+        other = first.setdefault(hashlib.sha256(stills[name].image.path.read_bytes()).digest(), name)
+        if other != name:
+            done = "kept" if duplicates == "keep" else "video dropped"
+            remedy = "--duplicates drop leaves the later ones out"
+            twin = Finding("warning", "same image twice", "other pixels", f"those of {other}", remedy, done)
+            findings.append(twin.at(stills[name].image.label, name))
+            dropped |= {name} if duplicates == "drop" else set()
+    return {name: still for name, still in stills.items() if name not in dropped}

@@ -1,0 +1,293 @@
+"""Which members a huge foreign tar holds and where: one walk, with MD5 if wanted, into an SQLite file.
+
+Nothing is unpacked and no list of members is held in memory: BL30K has 9.6 million. Names decide nothing on disk, so
+no path inside a tar can lead anywhere.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import secrets
+import sqlite3
+import tarfile
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+from typing import BinaryIO, NamedTuple, cast
+
+from shards.errors import DataError
+from shards.findings import Finding
+from shards.sources.folders import is_dropping, printable
+from shards.storage import Location, file_size
+from shards.tar import BLOCK, padded
+
+FOLDERS = ("JPEGImages", "Annotations")
+# One for each odd member up to here, then a count: a tar of something else must not fill the disk with remarks.
+MAX_REMARKS = 100
+_VERSION = 1
+_READ_BYTES = 1 << 22
+_MAX_HEADER_BYTES = 1 << 20
+_BATCH = 10_000
+_REGULAR = (tarfile.REGTYPE, tarfile.AREGTYPE, tarfile.CONTTYPE)
+_COMPRESSED = {
+    b"\x1f\x8b": "gzip",
+    b"BZh": "bzip2",
+    b"\xfd7zXZ": "xz",
+    b"\x28\xb5\x2f\xfd": "zstd",
+}
+
+
+class VideoMember(NamedTuple):
+    """One file of a video inside a tar. folder: JPEGImages or Annotations; path: its whole name in the tar."""
+
+    folder: str
+    file: str
+    path: str
+    offset: int
+    num_bytes: int
+
+
+def index_tar(tar: Location, database: Path, label: str, md5: str | None) -> None:
+    """Make `database` for a tar unless it is there already, of the same bytes as far as size and time can tell.
+
+    md5: the sum that the tar must have, checked in the same pass; None reads headers only. label: for findings.
+    Raises DataError for a compressed, damaged, cut off or altered tar.
+    """
+    stamp = _stamp(tar, md5)
+    if database.is_file() and _read_stamp(database) == stamp:
+        return
+    database.parent.mkdir(parents=True, exist_ok=True)
+    temporary = database.with_name(f"{database.name}.{secrets.token_hex(4)}.tmp")
+    try:
+        # Alone in this file until it is renamed: no journal, and no locks, which shared folders often lack.
+        with closing(sqlite3.connect(f"file:{temporary}?nolock=1", uri=True, isolation_level=None)) as table:
+            table.executescript("PRAGMA journal_mode=OFF; PRAGMA synchronous=OFF; PRAGMA cache_size=-65536; BEGIN")
+            table.execute(
+                "CREATE TABLE members (video TEXT, folder TEXT, file TEXT, path TEXT, offset INT, bytes INT,"
+                " PRIMARY KEY (video, folder, file, offset)) WITHOUT ROWID"
+            )
+            table.execute("CREATE TABLE facts (stamp TEXT, findings TEXT)")
+            findings = _fill(table, tar, label, md5)
+            table.execute("INSERT INTO facts VALUES (?, ?)", (stamp, json.dumps([list(one) for one in findings])))
+            table.execute("COMMIT")
+        temporary.replace(database)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def read_remarks(database: Path) -> list[Finding]:
+    """Findings about members that are no file of any video."""
+    with closing(_open(database)) as table:
+        (rows,) = table.execute("SELECT findings FROM facts").fetchone()
+    remedy = "see whether this is the published tar"
+    return [
+        Finding("warning", reason, "regular files .../JPEGImages/<video>/<frame>.jpg", found, remedy, "ignored", path)
+        for reason, found, path in json.loads(rows)
+    ]
+
+
+def video_sizes(database: Path) -> Iterator[tuple[str, str, str, int]]:
+    """(video, folder, file, bytes) of every member, sorted; read as it is asked for."""
+    with closing(_open(database)) as table:
+        yield from table.execute("SELECT video, folder, file, bytes FROM members ORDER BY video, folder, file")
+
+
+def video_members(database: Path, video: str) -> list[VideoMember]:
+    """Members of one video sorted by folder and file name."""
+    query = "SELECT folder, file, path, offset, bytes FROM members WHERE video = ? ORDER BY folder, file, offset"
+    with closing(_open(database)) as table:
+        return [VideoMember(*row) for row in table.execute(query, (video,))]
+
+
+class _Member(NamedTuple):
+    """A header of the tar, long names resolved. data: where the content begins."""
+
+    path: str
+    kind: bytes
+    data: int
+    size: int
+
+
+class _Walk:
+    """A tar read from front to back: content is stepped over, or read and hashed where a sum is wanted."""
+
+    def __init__(self, file: BinaryIO, size: int, hashed: bool) -> None:
+        self._file = file
+        self.size = size
+        self.position = 0
+        self.md5 = hashlib.md5(usedforsecurity=False) if hashed else None
+
+    def read(self, num_bytes: int) -> bytes:
+        """The next bytes; fewer at the end."""
+        data = self._file.read(num_bytes)
+        self.position += len(data)
+        if self.md5 is not None:
+            self.md5.update(data)
+        return data
+
+    def skip(self, num_bytes: int) -> None:
+        """Go on behind these bytes."""
+        if self.md5 is None:
+            self.position += num_bytes
+            self._file.seek(self.position)
+            return
+        while num_bytes > 0 and (data := self.read(min(num_bytes, _READ_BYTES))):
+            num_bytes -= len(data)
+
+
+def _fill(table: sqlite3.Connection, tar: Location, label: str, md5: str | None) -> list[tuple[str, str, str]]:
+    """Write the members of all videos; returns (reason, found, path) of what is odd."""
+    odd: list[tuple[str, str, str]] = []
+    num_odd = 0
+    batch: list[tuple[str, str, str, str, int, int]] = []
+    size = file_size(tar) or 0
+    # Unbuffered where headers alone are read: a buffer would read megabytes for each.
+    with tar.open("rb") if md5 else _unbuffered(tar) as file:
+        walk = _Walk(file, size, hashed=md5 is not None)
+        for member in _members(walk, tar):
+            place = _place(member)
+            if isinstance(place, str):
+                num_odd += bool(place)
+                if place and num_odd <= MAX_REMARKS:
+                    odd.append((place, repr(member.path), f"{label}:{printable(member.path)}"))
+                continue
+            batch.append((*place, member.path, member.data, member.size))
+            if len(batch) >= _BATCH:
+                _insert(table, batch)
+        _insert(table, batch)
+        walk.skip(size - walk.position)
+        found = walk.md5.hexdigest() if walk.md5 else md5
+    if found != md5:
+        remedy = "download the tar again; --md5 skip goes on with this one"
+        raise DataError(tar, expected=f"the published MD5 {md5}", found=str(found), remedy=remedy)
+    if num_odd > MAX_REMARKS:
+        odd.append(("odd members", f"{num_odd - MAX_REMARKS} more like these", label))
+    return odd
+
+
+def _insert(table: sqlite3.Connection, batch: list[tuple[str, str, str, str, int, int]]) -> None:
+    table.executemany("INSERT INTO members VALUES (?, ?, ?, ?, ?, ?)", batch)
+    batch.clear()
+
+
+def _place(member: _Member) -> tuple[str, str, str] | str:
+    """(video, folder, file) of a member, or why it is none; "" for what may lie in any tar, such as folders."""
+    parts = [part for part in member.path.split("/") if part not in ("", ".")]
+    if member.kind == tarfile.DIRTYPE or not parts or is_dropping(parts[-1]):
+        return ""
+    if member.kind not in _REGULAR:
+        return "link or special file in the tar"
+    if ".." in parts:
+        return "path that leaves the tar"
+    if printable(member.path) != member.path:
+        return "name is not UTF-8"
+    if len(parts) < 3 or parts[-3] not in FOLDERS:
+        return "member of no video"
+    return "" if is_dropping(parts[-2]) else (parts[-2], parts[-3], parts[-1])
+
+
+def _members(walk: _Walk, tar: Location) -> Iterator[_Member]:
+    """Headers in file order, long names of GNU and POSIX tars resolved. Raises DataError if the tar is not whole."""
+    long_name: str | None = None
+    long_size: int | None = None
+    while True:
+        start = walk.position
+        block = walk.read(BLOCK)
+        if start == 0:
+            _require_plain(block, tar)
+        if len(block) < BLOCK:
+            raise _broken(tar, f"the end of the file at byte {start}, without the end of the archive")
+        if block == bytes(BLOCK):
+            break
+        header = _parse(block, start, tar)
+        data = walk.position
+        if header.size < 0 or data + header.size > walk.size:
+            raise _broken(tar, f"member {header.name!r} of {header.size} bytes, beyond the end of the file")
+        if header.type in (tarfile.GNUTYPE_LONGNAME, tarfile.XHDTYPE):
+            if header.size > _MAX_HEADER_BYTES:
+                raise _broken(tar, f"a header of {header.size} bytes at byte {start}")
+            content = walk.read(header.size)
+            walk.skip(padded(header.size) - header.size)
+            if header.type == tarfile.GNUTYPE_LONGNAME:
+                long_name = content.rstrip(b"\0").decode("utf-8", "surrogateescape")
+            else:
+                long_name, long_size = _extended(content, start, tar)
+            continue
+        size = header.size if long_size is None else long_size
+        if data + size > walk.size:
+            raise _broken(tar, f"member {header.name!r} of {size} bytes, beyond the end of the file")
+        if header.type not in (tarfile.XGLTYPE, tarfile.GNUTYPE_LONGLINK):
+            yield _Member(long_name or header.name, header.type, data, size)
+            long_name = long_size = None
+        walk.skip(padded(size))
+    if walk.size - walk.position > _READ_BYTES:
+        raise _broken(tar, f"{walk.size - walk.position} bytes behind the end of the archive at byte {walk.position}")
+
+
+def _parse(block: bytes, position: int, tar: Location) -> tarfile.TarInfo:
+    try:
+        return tarfile.TarInfo.frombuf(block, "utf-8", "surrogateescape")
+    except tarfile.HeaderError as error:
+        raise _broken(tar, f"no header at byte {position}: {error}") from None
+
+
+def _extended(content: bytes, position: int, tar: Location) -> tuple[str | None, int | None]:
+    """(path, size) out of a POSIX extended header: records of `<length> <key>=<value>` and a line feed."""
+    name, size = None, None
+    try:
+        while content:
+            length = int(content[: content.index(b" ")])
+            key, _, value = content[content.index(b" ") + 1 : length - 1].partition(b"=")
+            if key == b"path":
+                name = value.decode("utf-8", "surrogateescape")
+            elif key == b"size":
+                size = int(value)
+            if length < 5 or (size or 0) < 0:
+                raise ValueError("length")
+            content = content[length:]
+    except ValueError:
+        raise _broken(tar, f"a damaged extended header at byte {position}") from None
+    return name, size
+
+
+def _require_plain(block: bytes, tar: Location) -> None:
+    for start, name in _COMPRESSED.items():
+        if block.startswith(start):
+            raise DataError(
+                tar,
+                expected="a plain tar, whose members can be read where they lie",
+                found=f"one compressed with {name}",
+                remedy="uncompress it first (JPEGs hardly shrink; the published tars are plain)",
+            )
+
+
+def _broken(tar: Location, found: str) -> DataError:
+    return DataError(tar, expected="a whole tar", found=found, remedy="download it again, or go on with its download")
+
+
+def _stamp(tar: Location, md5: str | None) -> str:
+    """What tells whether a database belongs to this tar as it is now."""
+    size = file_size(tar)
+    if size is None:
+        raise DataError(tar, expected="a tar of the data set", found="no such file", remedy="correct the path")
+    changed = tar.stat().st_mtime_ns if isinstance(tar, Path) else 0
+    return json.dumps([_VERSION, size, changed, md5])
+
+
+def _read_stamp(database: Path) -> str | None:
+    try:
+        with closing(_open(database)) as table:
+            return str(table.execute("SELECT stamp FROM facts").fetchone()[0])
+    except (sqlite3.DatabaseError, TypeError):
+        return None
+
+
+def _open(database: Path) -> sqlite3.Connection:
+    """Read a finished database; `immutable`, because it never changes and locks of shared folders are not to be had."""
+    return sqlite3.connect(f"file:{os.fspath(database.resolve())}?immutable=1", uri=True, check_same_thread=False)
+
+
+def _unbuffered(tar: Location) -> BinaryIO:
+    return cast(BinaryIO, tar.open("rb", buffering=0)) if isinstance(tar, Path) else tar.open("rb")

@@ -1,0 +1,124 @@
+"""YouTube-VOS 2018 and 2019: <split>/JPEGImages/<video>, sparse masks, and meta.json with the objects' frames."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from shards.errors import DataError
+from shards.findings import Finding
+from shards.object_facts import Given, ObjectFacts
+from shards.sources.folders import visible_folders
+from shards.sources.lists import FolderVideos, VideoFolders, restrict, sound_names, unknown_video
+from shards.sources.types import SourceRequest
+from shards.storage import Location
+
+ALL_FRAMES = "_all_frames"
+PLAIN_SPLITS = ("train", "valid", "test")
+SPLITS = (*PLAIN_SPLITS, *(f"{split}{ALL_FRAMES}" for split in PLAIN_SPLITS))
+# RDE trains on the others; the split is called <split>_rde.
+NOT_IN_RDE = frozenset(
+    ("01e64dd36a", "04259896e2", "1336440745", "5bc77844da", "5ee23ca60e", "738e5a0a14", "f8af30d4b6")
+)
+_PACKAGE = "get this part of the package, and its meta.json, from the data set's page"
+
+
+def open_youtube_vos(request: SourceRequest) -> FolderVideos:
+    """Read folders and meta.json of the wanted splits (by default train, valid and test, as far as they are there).
+
+    A split `*_all_frames` takes its images from that folder, masks and meta.json from the plain one.
+    Raises DataError where a wanted part is missing or meta.json is not of this layout, ValueError for a split together
+    with its all-frames form: they are the same videos under the same names.
+    """
+    request.options.require_only("youtube_vos", "lists")
+    root = request.one_folder("youtube_vos")
+    findings: list[Finding] = []
+    places: dict[str, VideoFolders] = {}
+    for split in _wanted(root, request.splits):
+        for name, place in _places(root, split, findings).items():
+            if name in places:
+                twice = Finding(
+                    "refused", "video in two splits", "each video once", places[name].images, _PACKAGE, "video dropped"
+                )
+                findings.append(twice.at(place.images, name))
+            else:
+                places[name] = place
+    chosen = restrict({name: place.splits for name, place in places.items()}, request.options.lists, findings)
+    places = {name: places[name]._replace(splits=chosen[name]) for name in chosen}
+    return FolderVideos("youtube_vos", root, None, places, tuple(findings), expected="some")
+
+
+def images_folder(root: Location, split: str) -> str:
+    """Folder of a split's videos, relative to the root; `all_frames/<split>` as some codebases keep it counts too."""
+    usual, moved = f"{split}/JPEGImages", f"all_frames/{split}/JPEGImages"
+    return moved if split.endswith(ALL_FRAMES) and not (root / usual).is_dir() and (root / moved).is_dir() else usual
+
+
+def _wanted(root: Location, splits: tuple[str, ...] | None) -> list[str]:
+    there = [split for split in SPLITS if (root / images_folder(root, split)).is_dir()]
+    wanted = sorted(set(splits or [split for split in there if split in PLAIN_SPLITS]), key=str)
+    missing = [split for split in wanted if split not in there]
+    if missing or not wanted:
+        found = f"only {', '.join(there)}" if there else "none of them" if root.is_dir() else f"no folder {root}"
+        if (root / "JPEGImages").is_dir():
+            found = "JPEGImages: this is one split; give the folder above it"
+        raise DataError(
+            root / (missing[0] if missing else "train") / "JPEGImages",
+            expected="the layout of YouTube-VOS (train/JPEGImages, valid/JPEGImages, ...)",
+            found=found,
+            remedy="give the folder that holds train and valid; --split chooses among those there are",
+        )
+    for split in wanted:
+        if f"{split}{ALL_FRAMES}" in wanted:
+            raise ValueError(f"{split} and {split}{ALL_FRAMES} are the same videos: build them into two sets (--name)")
+    return wanted
+
+
+def _places(root: Location, split: str, findings: list[Finding]) -> dict[str, VideoFolders]:
+    plain = split.removesuffix(ALL_FRAMES)
+    images = images_folder(root, split)
+    listed = _read_meta(root / plain / "meta.json")
+    label = f"{plain}/meta.json"
+    names = sound_names(visible_folders(root / images), images, findings)
+    findings += [unknown_video(label, name) for name in sorted(set(listed) - set(names))]
+    given: Given = "all" if plain == "train" else "first"
+    places = {}
+    for name in names:
+        objects = listed.get(name)
+        if not objects:
+            found = "no entry" if objects is None else "an entry without objects"
+            findings.append(_remark("no objects in meta.json", "the video's objects", found).at(label, name))
+        splits = (split, f"{split}_rde") if plain == "train" and name not in NOT_IN_RDE else (split,)
+        masks = f"{plain}/Annotations/{name}"
+        places[name] = VideoFolders(f"{images}/{name}", masks, splits, objects or {}, given)
+    return places
+
+
+def _read_meta(path: Location) -> dict[str, dict[int, ObjectFacts]]:
+    try:
+        videos = json.loads(path.read_bytes())["videos"]
+        return {name: _objects(entry) for name, entry in videos.items()}
+    except FileNotFoundError:
+        raise DataError(path, expected="meta.json of the split", found="none", remedy=_PACKAGE) from None
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise DataError(
+            path,
+            expected='{"videos": {<video>: {"objects": {<id>: {"frames": [<frame>, ...]}}}}}',
+            found=f"{type(error).__name__}: {error}",
+            remedy="restore the file from the original package",
+        ) from None
+
+
+def _objects(entry: Mapping[str, Any]) -> dict[int, ObjectFacts]:
+    objects = {}
+    for key, facts in entry["objects"].items():
+        if not 1 <= int(key) <= 254:
+            raise ValueError(f"object id {key}")
+        category = facts.get("category")
+        objects[int(key)] = ObjectFacts(tuple(map(str, facts["frames"])), None if category is None else str(category))
+    return dict(sorted(objects.items()))
+
+
+def _remark(reason: str, expected: str, found: str) -> Finding:
+    return Finding("warning", reason, expected, found, "masks decide which objects there are", "kept")
