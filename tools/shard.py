@@ -18,6 +18,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import NoReturn
 
 from tqdm import tqdm
@@ -26,6 +27,7 @@ from shards.build import BuildResult, Engine, Part, build, build_part, finish_bu
 from shards.cluster import run_on_dask
 from shards.findings import REJECTED, read_findings
 from shards.jobs import Progress
+from shards.manifest import MANIFEST
 from shards.masks import MASK_CODECS
 from shards.plan import BuildRequest, Plan, make_plan, parse_size
 from shards.probe import estimate_build
@@ -34,6 +36,7 @@ from shards.sources import SOURCES
 from shards.storage import locate
 from shards.work import run_jobs
 from tools.cli import Parser, run
+from tools.source_arguments import add_source_arguments, source_options
 
 RESUME = "run the same command again to go on from the finished shards"
 
@@ -47,8 +50,16 @@ def shard(arguments: list[str]) -> int:
     """Plan, build, summarise. Returns the exit status."""
     given = _parse(arguments)
     request = _request(given)
+    with TemporaryDirectory(prefix="vosforge-") as scratch:
+        return _run(given, request, Path(scratch))
+
+
+def _run(given: Namespace, request: BuildRequest, scratch: Path) -> int:
+    # A dry run, and looking whether a finished set is up to date, must leave nothing with the set.
+    idle = given.dry_run or (request.root / MANIFEST).is_file()
     # Parts and the finish use the listing of the first of them: folders of millions of files are walked once.
-    plan = make_plan(request, read_listing(request) if given.part or given.finish else None)
+    listing = read_listing(request) if given.part or given.finish else None
+    plan = make_plan(request, listing, scratch if idle else None)
     _print_plan(request, plan)
     if given.dry_run:
         _print_estimate(request, plan)
@@ -68,7 +79,9 @@ def shard(arguments: list[str]) -> int:
 def _parse(arguments: list[str]) -> Namespace:
     parser = Parser(prog="shard.py", description="Convert a data set into WebDataset tars with an index.")
     parser.add_argument("kind", choices=sorted(SOURCES), help="layout of the source")
-    parser.add_argument("source", nargs="+", help="folder of the data set, or its URL (s3://...)")
+    parser.add_argument(
+        "source", nargs="+", help="folder of the data set, or its URL (s3://...); for bl30k also the published tars"
+    )
     parser.add_argument("out", help="folder that gets a folder with the shards, or its URL")
     parser.add_argument(
         "--split", nargs="+", action="extend", metavar="S", help="splits to convert (default: every list with videos)"
@@ -85,6 +98,7 @@ def _parse(arguments: list[str]) -> Namespace:
     share.add_argument("--finish", action="store_true", help="make a set of the shards that all parts have made")
     parser.add_argument("--engine", choices=("local", "dask"), default="local", help="what runs the jobs")
     parser.add_argument("--scheduler", metavar="ADDRESS", help="of Dask (default: a cluster on this machine)")
+    add_source_arguments(parser)
     given = parser.parse_args(arguments)
     if given.scheduler and given.engine != "dask":
         parser.error("argument --scheduler: needs --engine dask")
@@ -103,6 +117,7 @@ def _request(given: Namespace) -> BuildRequest:
         shard_size=given.shard_size,
         on_bad=given.on_bad,
         jobs=given.jobs,
+        options=source_options(given),
     )
 
 
