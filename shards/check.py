@@ -15,9 +15,11 @@ from shards.check_shard import CheckedShard, Problem, check_shards
 from shards.errors import DataError
 from shards.findings import REJECTED, read_findings
 from shards.index import INDEX_FOLDER, SCHEMAS, Batches, index_path, write_index
+from shards.links import shard_locations
 from shards.manifest import MANIFEST, Manifest, ShardFacts, read_manifest
 from shards.reader import ShardSet
 from shards.scan import scan_shard
+from shards.storage import Location
 
 _REBUILD = "run tools/check.py --rebuild-index on the set"
 _COPY = "copy the set again from where it was built, or build it again"
@@ -31,7 +33,7 @@ class CheckedSet:
     problems: tuple[Problem, ...]
 
 
-def check_set(root: Path, jobs: int, report: Callable[[ShardFacts], None]) -> CheckedSet:
+def check_set(root: Location, jobs: int, report: Callable[[ShardFacts], None]) -> CheckedSet:
     """Check everything about a finished set on `jobs` cores; `report` is called after each shard.
 
     Found are: any changed byte of a tar or of the index, pictures that do not decode, masks of another size, a manifest
@@ -53,10 +55,12 @@ def check_set(root: Path, jobs: int, report: Callable[[ShardFacts], None]) -> Ch
     return CheckedSet(manifest, tuple(problems))
 
 
-def rebuild_index(root: Path) -> Manifest:
+def rebuild_index(root: Location) -> Manifest:
     """Make the index again from the tars and the manifest alone. Raises DataError if a tar is not as it was built."""
     manifest = read_manifest(root)
-    write_index(root / INDEX_FOLDER, (scan_shard(root / facts.name, manifest.mask_codec) for facts in manifest.shards))
+    shards = zip(shard_locations(root, manifest), manifest.shards, strict=True)
+    rows = (scan_shard(path, manifest.mask_codec, facts.selected) for path, facts in shards)
+    write_index(root / INDEX_FOLDER, rows)
     return manifest
 
 
@@ -71,7 +75,7 @@ def _rows(
         report(shard.facts)
 
 
-def _check_folder(root: Path, manifest: Manifest) -> Iterator[Problem]:
+def _check_folder(root: Location, manifest: Manifest) -> Iterator[Problem]:
     """Files beside the shards: the manifest's own bytes, rejected.jsonl, tars that do not belong."""
     if (root / MANIFEST).read_bytes() != manifest.encode():
         yield Problem(str(root / MANIFEST), "not in canonical form: somebody edited it", _COPY)
@@ -89,7 +93,7 @@ def _check_folder(root: Path, manifest: Manifest) -> Iterator[Problem]:
         yield Problem(str(root / REJECTED), f"{found} refusals and others, the manifest says {wanted}", _COPY)
 
 
-def _changed_frames(root: Path, facts: ShardFacts) -> Iterator[Problem]:
+def _changed_frames(root: Location, facts: ShardFacts) -> Iterator[Problem]:
     """Which frames of a changed shard are hit, as far as the stored index can tell."""
     try:
         shard_set = ShardSet.open(root)
@@ -108,7 +112,7 @@ def _changed_frames(root: Path, facts: ShardFacts) -> Iterator[Problem]:
         yield Problem(str(root / facts.name), "images and masks are sound: the change is in headers or padding", _COPY)
 
 
-def _compare_index(root: Path, derived: Path) -> Iterator[Problem]:
+def _compare_index(root: Location, derived: Path) -> Iterator[Problem]:
     for table in SCHEMAS:
         path = index_path(root, table)
         wanted = index_path(derived, table).read_bytes()
@@ -121,7 +125,7 @@ def _compare_index(root: Path, derived: Path) -> Iterator[Problem]:
             yield Problem(str(path), f"differs from what the tars give, from byte {place} on", _REBUILD)
 
 
-def _compare_counts(manifest: Manifest, derived: Path, root: Path) -> Iterator[Problem]:
+def _compare_counts(manifest: Manifest, derived: Path, root: Location) -> Iterator[Problem]:
     with pa.ipc.open_file(str(index_path(derived, "videos"))) as reader:
         videos = reader.read_all()
     splits: Counter[str] = Counter()

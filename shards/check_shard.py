@@ -10,13 +10,14 @@ from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
-from pathlib import Path
 
 from shards.images import decode_strictly
 from shards.index import Batches
+from shards.links import shard_locations
 from shards.manifest import Manifest, ShardFacts
 from shards.masks import FrameObjects, MaskCodec
-from shards.scan import Sample, ShardRows, image_size, mask_objects, samples
+from shards.scan import Sample, ShardRows, image_size, mask_objects, of_selected, samples
+from shards.storage import Location
 from shards.work import begin_reader, frame_threads, without_interrupts
 
 _READ_BYTES = 1 << 22
@@ -53,18 +54,19 @@ class _DecodedFrame:
     fault: str
 
 
-def check_shards(root: Path, manifest: Manifest, jobs: int) -> Iterator[CheckedShard]:
+def check_shards(root: Location, manifest: Manifest, jobs: int) -> Iterator[CheckedShard]:
     """Check the tars of a set, in its order."""
     processes = min(jobs, len(manifest.shards))
-    check = partial(check_shard, root, manifest.mask_codec, jobs // processes if processes else 1)
+    check = partial(check_shard, manifest.mask_codec, jobs // processes if processes else 1)
+    paths = shard_locations(root, manifest)
     if processes <= 1:
-        yield from map(check, manifest.shards)
+        yield from map(check, paths, manifest.shards)
         return
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(processes, context, initializer=begin_reader) as executor:
         try:
             with without_interrupts():
-                outcomes = executor.map(check, manifest.shards)
+                outcomes = executor.map(check, paths, manifest.shards)
             yield from outcomes
         except BrokenProcessPool:
             raise OSError("a worker process was killed (out of memory?); check again with fewer --jobs") from None
@@ -72,9 +74,8 @@ def check_shards(root: Path, manifest: Manifest, jobs: int) -> Iterator[CheckedS
             executor.shutdown(cancel_futures=True)
 
 
-def check_shard(root: Path, codec: MaskCodec, threads: int, facts: ShardFacts) -> CheckedShard:
-    """Check one tar against its facts; decodes every image and mask in it."""
-    path = root / facts.name
+def check_shard(codec: MaskCodec, threads: int, path: Location, facts: ShardFacts) -> CheckedShard:
+    """Check one tar against its facts; decodes every image and mask of its selected videos."""
     if not path.is_file():
         return CheckedShard(facts, (Problem(str(path), "missing", _COPY),), changed=False, walked=False, rows=None)
     problems: list[Problem] = []
@@ -85,19 +86,19 @@ def check_shard(root: Path, codec: MaskCodec, threads: int, facts: ShardFacts) -
         problems.append(Problem(str(path), found, _COPY))
     rows: Batches | None
     try:
-        rows = _walk(path, codec, threads, problems)
+        rows = _walk(path, facts.selected, codec, threads, problems)
     except ValueError as error:
         problems.append(Problem(str(path), str(error), _COPY))
         rows = None
     return CheckedShard(facts, tuple(problems), changed, rows is not None, rows)
 
 
-def _walk(path: Path, codec: MaskCodec, threads: int, problems: list[Problem]) -> Batches:
+def _walk(path: Location, selected: str | None, codec: MaskCodec, threads: int, problems: list[Problem]) -> Batches:
     """Rows of the shard; frames that do not decode go to `problems`. Raises ValueError where the layout is broken."""
     rows = ShardRows()
     shape: tuple[int, int] | None = None
     with path.open("rb") as file, frame_threads(threads) as map_frames:
-        frames = samples(file, codec)
+        frames = of_selected(samples(file, codec), selected)
         while chunk := list(islice(frames, _CHUNK)):
             for frame in map_frames(partial(_decode, codec), chunk):
                 if frame.sample.facts is not None or shape is None:
@@ -127,7 +128,7 @@ def _decode(codec: MaskCodec, sample: Sample) -> _DecodedFrame:
     return _DecodedFrame(sample, shape, objects, "; ".join(faults))
 
 
-def _hash(path: Path) -> tuple[int, str]:
+def _hash(path: Location) -> tuple[int, str]:
     """(size, SHA-256 in hexadecimal) of a file."""
     sha256 = hashlib.sha256()
     size = 0

@@ -1,0 +1,213 @@
+"""Look at finished sets and make others of them: tools/datasets.py info|subset|merge|append|rebuild-index."""
+
+from __future__ import annotations
+
+if __name__ == "__main__":
+    import sys
+    from pathlib import Path
+
+    # Replaced, not inserted: with tools/ on the path its modules would shadow installed ones.
+    sys.path[0] = str(Path(__file__).resolve().parent.parent)
+
+import json
+import os
+from argparse import Namespace
+from collections import Counter
+from collections.abc import Callable
+from typing import Any
+
+from tqdm import tqdm
+
+from shards.build import build
+from shards.check import rebuild_index
+from shards.compose import append_set, choose_fraction, merge_sets, write_subset
+from shards.errors import DataError
+from shards.jobs import Progress
+from shards.manifest import MANIFEST, Manifest, read_manifest
+from shards.plan import BuildRequest, Plan, make_plan
+from shards.reader import ShardSet
+from shards.sources import SOURCES
+from shards.storage import Location, RemotePath, locate, remove_tree
+from tools.cli import Parser, run
+
+# Holds the new videos of a set until they are part of it.
+APPEND_FOLDER = "appending"
+
+
+def main() -> None:
+    """Entry of the console script."""
+    run(datasets)
+
+
+def datasets(arguments: list[str]) -> int:
+    """Do what the first argument says. Returns the exit status."""
+    given = _parse(arguments)
+    COMMANDS[given.command](given)
+    return 0
+
+
+def _parse(arguments: list[str]) -> Namespace:
+    parser = Parser(prog="datasets.py", description="Look at finished shard sets, and make others without copying.")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    info = commands.add_parser("info", help="what is in sets")
+    info.add_argument("dataset", nargs="+", help="folder with a manifest.json, or its URL")
+    info.add_argument("--json", action="store_true", help="as one JSON object a line")
+    subset = commands.add_parser("subset", help="a view of some videos of a set; refers to its tars")
+    subset.add_argument("dataset", help="folder or URL of the set")
+    subset.add_argument("out", help="new folder or URL; its last part is the name of the view")
+    subset.add_argument("--split", nargs="+", action="extend", metavar="S", help="videos of these splits")
+    subset.add_argument("--list", help="file with the names of the videos, one a line")
+    subset.add_argument("--fraction", type=float, help="share of these videos, 0..1")
+    subset.add_argument("--seed", type=int, default=0, help="chooses which share (default: 0)")
+    merge = commands.add_parser("merge", help="one set of several; refers to their tars")
+    merge.add_argument("dataset", nargs="+", help="folders or URLs of the sets")
+    merge.add_argument("out", help="new folder or URL; its last part is the name of the set")
+    for command in (subset, merge):
+        command.add_argument(
+            "--link", choices=("reference", "hardlink"), default="reference", help="how tars are referred to"
+        )
+    append = commands.add_parser("append", help="convert more videos into new shards of a set")
+    append.add_argument("dataset", help="folder of the set")
+    append.add_argument("kind", choices=sorted(SOURCES), help="layout of the source")
+    append.add_argument("source", nargs="+", help="folder of the new videos, or its URL")
+    append.add_argument("--split", nargs="+", action="extend", metavar="S", help="splits to convert")
+    append.add_argument("--resolution", default="480p", help="folder below JPEGImages (default: 480p)")
+    append.add_argument("--jobs", type=int, default=len(os.sched_getaffinity(0)), help="cores (default: all)")
+    append.add_argument("--on-bad", choices=("stop", "skip"), default="stop", help="what to do about refused input")
+    rebuild = commands.add_parser("rebuild-index", help="make the index again from the tars and the manifest alone")
+    rebuild.add_argument("dataset", nargs="+", help="folder or URL of the set")
+    return parser.parse_args(arguments)
+
+
+def _info(given: Namespace) -> None:
+    facts = [_facts(locate(dataset)) for dataset in given.dataset]
+    if given.json:
+        for each in facts:
+            print(json.dumps(each, sort_keys=True))
+        return
+    for each in facts:
+        histogram = each.pop("videos_by_objects")
+        print(f"{each.pop('name')} ({each.pop('path')})")
+        for key, value in each.items():
+            print(f"  {key.replace('_', ' '):16} {value}")
+        print(f"  {'objects: videos':16} " + ", ".join(f"{count}: {videos}" for count, videos in histogram.items()))
+
+
+def _facts(root: Location) -> dict[str, Any]:
+    """What `info` says of a set, in its order."""
+    with ShardSet.open(root) as shard_set:
+        manifest, videos = shard_set.manifest, shard_set.videos
+        objects = Counter(len(videos.object_ids(row)) for row in range(shard_set.num_videos))
+        annotated = sum(int(shard_set.annotated(row).sum()) for row in range(shard_set.num_videos))
+        sizes = Counter(zip(videos.width.tolist(), videos.height.tolist(), strict=True))
+        lengths = videos.num_frames
+    return {
+        "name": manifest.name,
+        "path": str(root),
+        "kind": manifest.kind,
+        "fingerprint": manifest.fingerprint,
+        "made_of": " ".join(parent[:16] for parent in manifest.parents) or "its source",
+        "mask_codec": manifest.mask_codec,
+        "shards": len(manifest.shards),
+        "shard_megabytes": round(sum(facts.bytes for facts in manifest.shards) / 1e6, 1),
+        "videos": manifest.num_videos,
+        "frames": manifest.num_frames,
+        "frames_a_video": f"{lengths.min()} to {lengths.max()}",
+        "annotated": f"{annotated / manifest.num_frames:.1%}",
+        "objects": sum(count * number for count, number in objects.items()),
+        "splits": ", ".join(f"{split} {count}" for split, count in sorted(manifest.splits.items())) or "none",
+        "image_sizes": ", ".join(f"{width}x{height} {count}" for (width, height), count in sizes.most_common(4))
+        + f" and {len(sizes) - 4} more" * (len(sizes) > 4),
+        "refused": manifest.refused,
+        "videos_by_objects": dict(sorted(objects.items())),
+    }
+
+
+def _subset(given: Namespace) -> None:
+    root, out = locate(given.dataset), locate(given.out)
+    with ShardSet.open(root) as shard_set:
+        rows = sorted({int(row) for split in given.split for row in shard_set.select(split)}) if given.split else None
+        names = [
+            shard_set.videos.original_names[row] for row in (range(shard_set.num_videos) if rows is None else rows)
+        ]
+    if given.list:
+        listed = set(_names(locate(given.list)))
+        unknown = sorted(listed - set(names))
+        if unknown:
+            raise DataError(given.list, expected="videos of the set", found=repr(unknown[0]), remedy="correct the list")
+        names = [name for name in names if name in listed]
+    if given.fraction is not None:
+        names = choose_fraction(names, given.fraction, given.seed)
+    _print_made(out, write_subset(root, out, names, given.link))
+
+
+def _names(path: Location) -> list[str]:
+    lines = path.read_bytes().decode("utf-8-sig").splitlines()
+    return [line.strip() for line in lines if line.strip()]
+
+
+def _merge(given: Namespace) -> None:
+    out = locate(given.out)
+    _print_made(out, merge_sets([locate(dataset) for dataset in given.dataset], out, given.link))
+
+
+def _append(given: Namespace) -> None:
+    root = locate(given.dataset)
+    if isinstance(root, RemotePath):
+        raise ValueError(f"{root}: only local sets grow; merge makes a set of several anywhere")
+    manifest = read_manifest(root)
+    request = BuildRequest(
+        kind=given.kind,
+        sources=tuple(locate(source) for source in given.source),
+        out=root / APPEND_FOLDER,
+        name=manifest.name,
+        splits=None if given.split is None else tuple(given.split),
+        resolution=given.resolution,
+        mask_codec=manifest.mask_codec,
+        shard_size=manifest.shard_size,
+        on_bad=given.on_bad,
+        jobs=given.jobs,
+    )
+    if not (request.root / MANIFEST).is_file():  # else it was killed while linking
+        _build(request, make_plan(request), root)
+    grown = append_set(root, request.root)
+    remove_tree(root / APPEND_FOLDER)
+    _print_made(root, grown)
+
+
+def _build(request: BuildRequest, plan: Plan, root: Location) -> None:
+    with ShardSet.open(root) as shard_set:
+        there = set(shard_set.videos.original_names)
+    twice = sorted(there & plan.sizes.keys())
+    if twice:
+        found = f"{twice[0]!r} (and {len(twice) - 1} more) in both"
+        raise DataError(root, expected="videos of new names", found=found, remedy="leave them out with --split")
+    with tqdm(total=sum(size.num_frames for size in plan.sizes.values()), unit="frame") as bar:
+
+        def show(progress: Progress) -> None:
+            bar.update(progress.frames)
+
+        build(request, plan, show)
+
+
+def _rebuild_index(given: Namespace) -> None:
+    for dataset in given.dataset:
+        print(f"{dataset}: index made again for {rebuild_index(locate(dataset)).num_frames} frames")
+
+
+def _print_made(root: Location, manifest: Manifest) -> None:
+    counts = f"{manifest.num_videos} videos, {manifest.num_frames} frames in {len(manifest.shards)} shards"
+    print(f"{root}: {counts}, fingerprint {manifest.fingerprint[:16]}")
+
+
+COMMANDS: dict[str, Callable[[Namespace], None]] = {
+    "info": _info,
+    "subset": _subset,
+    "merge": _merge,
+    "append": _append,
+    "rebuild-index": _rebuild_index,
+}
+
+
+if __name__ == "__main__":
+    main()
