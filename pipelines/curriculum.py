@@ -5,11 +5,12 @@ Rows of a table and a plain function of the step; no scheduler objects, nothing 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import cache
 from itertools import pairwise
+from math import isfinite
+from typing import Any
 
 LARGEST_DENOMINATOR = 10**9
 
@@ -36,6 +37,8 @@ class Table:
 
     def __post_init__(self) -> None:
         """Take lists of lists as they come out of YAML; ValueError for rows that are no function of progress."""
+        if not isinstance(self.rows, list | tuple):
+            raise ValueError(f"a table is a list of rows [progress, value], got {self.rows!r}")
         object.__setattr__(self, "rows", tuple(_checked_row(row) for row in self.rows))
         if not self.rows or self.rows[0][0] != 0:
             raise ValueError(f"a table starts with a row at progress 0, got {self.rows}")
@@ -57,9 +60,12 @@ class Table:
         return tuple((first, value) for (first, end), (_, value) in spans if first < min(end, steps))
 
 
-def _checked_row(row: Sequence[float]) -> tuple[float, float]:
+def _checked_row(row: Any) -> tuple[float, float]:
     # YAML reads 1e-5 without a dot as text; saying so here saves a long search.
-    numbers = not isinstance(row, str) and all(isinstance(number, int | float) for number in row)
-    if not numbers or len(row) != 2:
+    if not isinstance(row, list | tuple) or len(row) != 2 or not all(_is_finite_number(number) for number in row):
         raise ValueError(f"a row of a table is [progress, value], two numbers, got {row!r} (write 1.0e-5, not 1e-5)")
     return float(row[0]), float(row[1])
+
+
+def _is_finite_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and isfinite(value)

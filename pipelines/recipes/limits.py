@@ -27,7 +27,9 @@ class Limits:
         if not isinstance(numbers, list | tuple) or len(numbers) != self.length:
             return False
         kind = int if self.whole else int | float
-        in_range = all(isinstance(number, kind) and self.low <= number <= self.high for number in numbers)
+        # YAML's yes is an int to Python, and would make clips of one frame or of one pixel.
+        typed = all(isinstance(number, kind) and not isinstance(number, bool) for number in numbers)
+        in_range = typed and all(self.low <= number <= self.high for number in numbers)
         return in_range and not (self.rising and list(numbers) != sorted(numbers))
 
 

@@ -67,6 +67,11 @@ def test_lists_as_yaml_gives_them_are_a_table():
         (((0, "1e-5"),), "write 1.0e-5, not 1e-5"),
         (((0,),), "two numbers"),
         (("05",), "two numbers"),
+        (((0, float("inf")),), "two numbers"),
+        (((0, float("nan")),), "two numbers"),
+        (((0, True),), "two numbers"),
+        ((5, 7), "two numbers, got 5"),
+        (5, "a list of rows"),
     ],
 )
 def test_rows_that_are_no_table_are_refused(rows: tuple[tuple[float, float], ...], message: str):
