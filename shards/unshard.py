@@ -1,4 +1,4 @@
-"""Back to the original layout: JPEGs byte for byte under their names, masks as indexed PNGs, the split lists."""
+"""Back to the original layout: JPEGs byte for byte under their names, masks as PNGs, lists and meta.json."""
 
 from __future__ import annotations
 
@@ -6,44 +6,47 @@ from collections.abc import Callable
 from pathlib import Path
 
 from shards.errors import DataError
-from shards.masks import decode_label_map
+from shards.layouts import LAYOUTS, Layout
+from shards.masks import SOFT_CODECS, decode_label_map, decode_soft_mask
 from shards.palettes import voc_palette
-from shards.png import encode_indexed
 from shards.reader import ShardSet
-from shards.storage import write_bytes
 
 
 def unshard(shard_set: ShardSet, out: Path, report: Callable[[int], None]) -> None:
-    """Write JPEGImages, Annotations and, last, ImageSets/2017 of a set into an empty or new folder.
+    """Write images, masks and, last, lists and meta.json of a set into an empty or new folder.
 
-    `report` gets the number of frames written since its last call. Lists name videos in the order of the set; without
-    them the tree is unfinished and tools/shard.py refuses it.
-    Raises DataError if the folder is not empty or a shard is damaged.
+    `report` gets the number of frames written since its last call. The layout is that of the set's kind
+    (`shards.layouts`). Raises DataError if the folder is not empty, the kind has no layout or a shard is damaged.
     """
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise DataError(out, expected="an empty or new folder", found="something in it", remedy="give another folder")
+    layout = LAYOUTS.get(shard_set.manifest.kind)
+    if layout is None:
+        raise DataError(
+            shard_set.path,
+            expected=f"a set of one of the kinds {', '.join(LAYOUTS)}",
+            found=f"{shard_set.manifest.kind!r}",
+            remedy="give back the sets it was made of, one by one",
+        )
     for video in range(shard_set.num_videos):
-        _write_video(shard_set, video, out)
+        _write_video(shard_set, video, layout, out)
         report(len(shard_set.frame_rows(video)))
-    lists = out / "ImageSets" / "2017"
-    lists.mkdir(parents=True)
-    for split in sorted(shard_set.manifest.splits):
-        names = [shard_set.videos.original_names[int(row)] for row in shard_set.select(split)]
-        write_bytes(lists / f"{split}.txt", "".join(f"{name}\n" for name in names).encode())
+    layout.finish(shard_set, out)
 
 
-def _write_video(shard_set: ShardSet, video: int, out: Path) -> None:
-    name = shard_set.videos.original_names[video]
-    resolution = shard_set.manifest.resolution or ""
-    images, masks = (out / folder / resolution / name for folder in ("JPEGImages", "Annotations"))
-    images.mkdir(parents=True)
-    masks.mkdir(parents=True)
+def _write_video(shard_set: ShardSet, video: int, layout: Layout, out: Path) -> None:
+    images, masks = out / layout.images(shard_set, video), out / layout.masks(shard_set, video)
+    images.mkdir(parents=True, exist_ok=True)
     palette = shard_set.videos.stored_palette(video) or voc_palette()
+    if shard_set.annotated(video).any():
+        masks.mkdir(parents=True, exist_ok=True)
     for frame in shard_set.frame_rows(video):
         encoded = shard_set.read(frame)
         (images / shard_set.file_name(frame)).write_bytes(encoded.image)
         if encoded.mask is not None:
-            labels = decode_label_map(encoded.mask, shard_set.mask_codec)
+            decode = decode_soft_mask if shard_set.mask_codec in SOFT_CODECS else decode_label_map
+            labels = decode(encoded.mask, shard_set.mask_codec)
             # Masks of other encodings in the same video may hold ids that a short palette has no entry for.
             missing = voc_palette()[len(palette) : 3 * int(labels.max()) + 3]
-            (masks / f"{shard_set.frame_name(frame)}.png").write_bytes(encode_indexed(labels, palette + missing))
+            png = layout.encode_mask(labels, palette + missing)
+            (masks / f"{shard_set.frame_name(frame)}.png").write_bytes(png)

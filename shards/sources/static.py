@@ -32,6 +32,7 @@ from shards.storage import Location
 
 EVERYTHING = "train"
 # Folders that hold only images or only masks, `DUTS-TR-Image` or `ground_truth_mask`: they do not tell images apart.
+# A class of objects may be called `gas_mask` as well; its folder holds both.
 _ROLE = re.compile(r"(.*[-_ ])?(images?|imgs?|masks?|gt|ground_?truth([-_ ]mask)?)", re.IGNORECASE)
 _ROLE_OF_FILE = re.compile(r"(.+)_(im|gt)")
 _MAX_DEPTH = 4
@@ -106,6 +107,9 @@ def _pair(files: list[SourceFile], findings: list[Finding]) -> dict[str, _Still]
     """Images of one set by name, each with its mask: the same path but for ending, `_im`/`_gt`, folders of one role."""
     images: dict[str, SourceFile] = {}
     masks: dict[str, SourceFile] = {}
+    holds: dict[PurePosixPath, set[bool]] = defaultdict(set)
+    for file in files:
+        holds[_folder(file)].add(split_name(file.name)[1] == MASK_ENDING)
     for file in files:
         _, ending = split_name(file.name)
         refusal = unreadable_name(file.label)
@@ -116,10 +120,11 @@ def _pair(files: list[SourceFile], findings: list[Finding]) -> dict[str, _Still]
             findings.append(odd.at(file.label, ""))
         else:
             group = masks if ending == MASK_ENDING else images
-            other = group.setdefault(_key(file), file)
+            key = _key(file, side_by_side=len(holds[_folder(file)]) == 2)
+            other = group.setdefault(key, file)
             if other is not file:
                 twice = Finding("refused", "name twice", "one file", f"also {other.label}", _LOOK, "video dropped")
-                findings.append(twice.at(file.label, _key(file)))
+                findings.append(twice.at(file.label, key))
     findings += [orphan_mask(key, mask) for key, mask in sorted(masks.items()) if key not in images]
     return {key: _Still(image, masks.get(key)) for key, image in images.items()}
 
@@ -127,12 +132,17 @@ def _pair(files: list[SourceFile], findings: list[Finding]) -> dict[str, _Still]
 _LOOK = "see whether a file is missing or misnamed"
 
 
-def _key(file: SourceFile) -> str:
-    folder = PurePosixPath(file.label).parent
-    kept = [part for place, part in enumerate(folder.parts) if place == 0 or not _ROLE.fullmatch(part)]
+def _folder(file: SourceFile) -> PurePosixPath:
+    return PurePosixPath(file.label).parent
+
+
+def _key(file: SourceFile, side_by_side: bool) -> str:
+    """Name of an image, equal for its mask: path without ending and roles."""
+    parts = _folder(file).parts
+    kept = [part for part in parts[1:] if side_by_side or not _ROLE.fullmatch(part)]
     stem = split_name(file.name)[0]
     role = _ROLE_OF_FILE.fullmatch(stem)
-    return "/".join([*kept, role.group(1) if role else stem])
+    return "/".join([parts[0], *kept, role.group(1) if role else stem])
 
 
 def _without_twins(stills: dict[str, _Still], duplicates: Duplicates, findings: list[Finding]) -> dict[str, _Still]:
