@@ -35,14 +35,17 @@ def unshard(shard_set: ShardSet, out: Path, report: Callable[[int], None]) -> No
 
 
 def _write_video(shard_set: ShardSet, video: int, layout: Layout, out: Path) -> None:
-    images, masks = out / layout.images(shard_set, video), out / layout.masks(shard_set, video)
+    places = layout.images(shard_set, video), layout.masks(shard_set, video)
+    names = [shard_set.file_name(frame) for frame in shard_set.frame_rows(video)]
+    _require_inside(shard_set, [*places, *(f"{places[0]}/{name}" for name in names)])
+    images, masks = (out / place for place in places)
     images.mkdir(parents=True, exist_ok=True)
     palette = shard_set.videos.stored_palette(video) or voc_palette()
     if shard_set.annotated(video).any():
         masks.mkdir(parents=True, exist_ok=True)
-    for frame in shard_set.frame_rows(video):
+    for frame, name in zip(shard_set.frame_rows(video), names, strict=True):
         encoded = shard_set.read(frame)
-        (images / shard_set.file_name(frame)).write_bytes(encoded.image)
+        (images / name).write_bytes(encoded.image)
         if encoded.mask is not None:
             decode = decode_soft_mask if shard_set.mask_codec in SOFT_CODECS else decode_label_map
             labels = decode(encoded.mask, shard_set.mask_codec)
@@ -50,3 +53,12 @@ def _write_video(shard_set: ShardSet, video: int, layout: Layout, out: Path) -> 
             missing = voc_palette()[len(palette) : 3 * int(labels.max()) + 3]
             png = layout.encode_mask(labels, palette + missing)
             (masks / f"{shard_set.frame_name(frame)}.png").write_bytes(png)
+
+
+def _require_inside(shard_set: ShardSet, paths: list[str]) -> None:
+    """Names come out of the set, and a set may come from anybody: none may lead out of the folder."""
+    for path in paths:
+        if path.startswith("/") or ".." in path.split("/"):
+            raise DataError(
+                shard_set.path, expected="names of videos and frames", found=f"{path!r}", remedy="do not use this set"
+            )

@@ -72,8 +72,13 @@ def write_tree(
 
 
 def build_set(source: Path, out: Path, **arguments: object) -> BuildResult:
-    """Build a set with these arguments of BuildRequest."""
-    request = BuildRequest("davis2017", (source,), out, **arguments)  # type: ignore[arg-type]
+    """Build a DAVIS 2017 set with these arguments of BuildRequest."""
+    return build_kind("davis2017", (source,), out, **arguments)
+
+
+def build_kind(kind: str, sources: Sequence[Path], out: Path, **arguments: object) -> BuildResult:
+    """Build a set of any kind with these arguments of BuildRequest."""
+    request = BuildRequest(kind, tuple(sources), out, **arguments)  # type: ignore[arg-type]
     return build(request, make_plan(request), silent)
 
 
