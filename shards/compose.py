@@ -9,20 +9,21 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
 
 from shards.errors import DataError
 from shards.findings import REJECTED, Finding, read_findings
 from shards.index import INDEX_FOLDER, Batches, IndexTables, take_videos, write_index
-from shards.links import LINKS, check_sizes, encode_links, shard_locations
+from shards.links import LINKS_FILE, check_sizes, encode_links, shard_locations
 from shards.manifest import MANIFEST, Manifest, ShardFacts, format_places, parse_places, read_manifest
 from shards.plan import shard_name
 from shards.storage import Location, list_folder, write_bytes
 
 # reference: links.json says where the tars are. hardlink: second names for them, which outlive the parents' folders.
 Link = Literal["reference", "hardlink"]
+LINKS: tuple[Link, ...] = get_args(Link)
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,7 +167,7 @@ def _write(
     out: Location, manifest: Manifest, pieces: Sequence[Piece], findings: Sequence[Finding], link: Link
 ) -> Manifest:
     """Write a new set of pieces, the manifest last."""
-    allowed = {LINKS, INDEX_FOLDER, REJECTED, *(piece.name for piece in pieces if link == "hardlink")}
+    allowed = {LINKS_FILE, INDEX_FOLDER, REJECTED, *(piece.name for piece in pieces if link == "hardlink")}
     strangers = [
         entry.name for entry in list_folder(out) if not entry.name.endswith(".tmp") and entry.name not in allowed
     ]
@@ -177,7 +178,7 @@ def _write(
     if link == "hardlink":
         _hardlink(out, targets)
     else:
-        write_bytes(out / LINKS, encode_links(out, targets))
+        write_bytes(out / LINKS_FILE, encode_links(out, targets))
     return _complete(out, manifest, pieces, findings)
 
 

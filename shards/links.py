@@ -14,14 +14,14 @@ from shards.errors import DataError
 from shards.manifest import Manifest, encode_json
 from shards.storage import Location, RemotePath, list_folder, locate
 
-LINKS = "links.json"
+LINKS_FILE = "links.json"
 
 
 def shard_locations(root: Location, manifest: Manifest) -> list[Location]:
     """Where each shard of the manifest lies: in the set's own folder unless links.json names another place."""
     links: dict[str, str] = {}
-    if manifest.parents and (root / LINKS).is_file():
-        links = json.loads((root / LINKS).read_bytes())
+    if manifest.parents and (root / LINKS_FILE).is_file():
+        links = json.loads((root / LINKS_FILE).read_bytes())
     return [_resolve(root, links.get(facts.name, facts.name)) for facts in manifest.shards]
 
 
@@ -41,7 +41,7 @@ def check_sizes(root: Location, manifest: Manifest) -> None:
         sizes = listed[path.parent]
         if sizes is not None and sizes.get(path.name) != facts.bytes:
             found = f"{sizes[path.name]} bytes" if path.name in sizes else "no file"
-            linked = f", or correct {root / LINKS}" if path.parent != root else ""
+            linked = f", or correct {root / LINKS_FILE}" if path.parent != root else ""
             raise DataError(
                 path,
                 expected=f"a shard of {facts.bytes} bytes",

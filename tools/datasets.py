@@ -1,4 +1,4 @@
-"""Look at finished sets and make others of them: tools/datasets.py info|subset|merge|append|rebuild-index."""
+"""Look at finished sets and make others of them: tools/datasets.py info|subset|merge|append|..."""
 
 from __future__ import annotations
 
@@ -11,22 +11,24 @@ if __name__ == "__main__":
 
 import json
 import os
-from argparse import Namespace
+from argparse import ArgumentParser, Namespace
 from collections import Counter
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
 
 from shards.build import build
 from shards.check import rebuild_index
-from shards.compose import append_set, choose_fraction, merge_sets, write_subset
+from shards.compose import LINKS, append_set, choose_fraction, merge_sets, write_subset
 from shards.errors import DataError
 from shards.jobs import Progress
 from shards.manifest import MANIFEST, Manifest, read_manifest
 from shards.plan import BuildRequest, Plan, make_plan
 from shards.reader import ShardSet
 from shards.sources import SOURCES
+from shards.stock_index import write_stock_indexes
 from shards.storage import Location, RemotePath, locate, remove_tree
 from tools.cli import Parser, run
 
@@ -63,10 +65,17 @@ def _parse(arguments: list[str]) -> Namespace:
     merge.add_argument("dataset", nargs="+", help="folders or URLs of the sets")
     merge.add_argument("out", help="new folder or URL; its last part is the name of the set")
     for command in (subset, merge):
-        command.add_argument(
-            "--link", choices=("reference", "hardlink"), default="reference", help="how tars are referred to"
-        )
-    append = commands.add_parser("append", help="convert more videos into new shards of a set")
+        command.add_argument("--link", choices=LINKS, default="reference", help="how tars are referred to")
+    _add_append(commands.add_parser("append", help="convert more videos into new shards of a set"))
+    rebuild = commands.add_parser("rebuild-index", help="make the index again from the tars and the manifest alone")
+    rebuild.add_argument("dataset", nargs="+", help="folder or URL of the set")
+    dali = commands.add_parser("dali-index", help="index files for DALI's own WebDataset reader")
+    dali.add_argument("dataset", help="folder or URL of the set")
+    dali.add_argument("out", type=Path, help="folder that gets a file for each shard")
+    return parser.parse_args(arguments)
+
+
+def _add_append(append: ArgumentParser) -> None:
     append.add_argument("dataset", help="folder of the set")
     append.add_argument("kind", choices=sorted(SOURCES), help="layout of the source")
     append.add_argument("source", nargs="+", help="folder of the new videos, or its URL")
@@ -74,9 +83,6 @@ def _parse(arguments: list[str]) -> Namespace:
     append.add_argument("--resolution", default="480p", help="folder below JPEGImages (default: 480p)")
     append.add_argument("--jobs", type=int, default=len(os.sched_getaffinity(0)), help="cores (default: all)")
     append.add_argument("--on-bad", choices=("stop", "skip"), default="stop", help="what to do about refused input")
-    rebuild = commands.add_parser("rebuild-index", help="make the index again from the tars and the manifest alone")
-    rebuild.add_argument("dataset", nargs="+", help="folder or URL of the set")
-    return parser.parse_args(arguments)
 
 
 def _info(given: Namespace) -> None:
@@ -195,6 +201,11 @@ def _rebuild_index(given: Namespace) -> None:
         print(f"{dataset}: index made again for {rebuild_index(locate(dataset)).num_frames} frames")
 
 
+def _dali_index(given: Namespace) -> None:
+    written = write_stock_indexes(locate(given.dataset), given.out)
+    print(f"{given.out}: {len(written)} files for fn.readers.webdataset(index_paths=...)")
+
+
 def _print_made(root: Location, manifest: Manifest) -> None:
     counts = f"{manifest.num_videos} videos, {manifest.num_frames} frames in {len(manifest.shards)} shards"
     print(f"{root}: {counts}, fingerprint {manifest.fingerprint[:16]}")
@@ -206,6 +217,7 @@ COMMANDS: dict[str, Callable[[Namespace], None]] = {
     "merge": _merge,
     "append": _append,
     "rebuild-index": _rebuild_index,
+    "dali-index": _dali_index,
 }
 
 

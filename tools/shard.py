@@ -10,6 +10,7 @@ if __name__ == "__main__":
     # Replaced, not inserted: with tools/ on the path its modules would shadow installed ones.
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
+import logging
 import os
 import time
 from argparse import ArgumentTypeError, Namespace
@@ -206,6 +207,8 @@ def _build_part(request: BuildRequest, plan: Plan, given: Namespace) -> None:
 def _engine(given: Namespace) -> Engine:
     if given.engine == "local":
         return run_jobs
+
+    logging.getLogger("distributed").setLevel(logging.WARNING)
 
     def announce(address: str) -> None:
         print(f"Dask dashboard: {address}")
