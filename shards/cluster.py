@@ -39,7 +39,7 @@ def run_on_dask(
     `request.jobs` worker processes on this machine. `announce` gets the dashboard's address. The first refused input
     cancels what has not begun and is raised; a shard that fails otherwise is tried RETRIES times more.
     """
-    from distributed import as_completed  # noqa: PLC0415  an extra, and slow to import
+    from distributed import KilledWorker, as_completed  # noqa: PLC0415  an extra, and slow to import
 
     with _connected(scheduler, request.jobs) as client:
         announce(client.dashboard_link)
@@ -55,6 +55,8 @@ def run_on_dask(
                     report(progress)
                 if outcome.refusal is not None:
                     raise outcome.refusal
+        except KilledWorker as error:
+            raise OSError(f"workers of the cluster died over and over (out of memory?): {error}") from None
         finally:
             client.cancel(futures)
 

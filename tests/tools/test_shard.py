@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 import pytest
 
+from shards.errors import DataError
 from shards.reader import ShardSet
-from tests.shards.small_tree import label_maps, write_tree
+from tests.shards.small_tree import files_of, label_maps, write_tree
 from tools.shard import shard
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -76,6 +80,9 @@ def test_refused_input_is_counted_by_reason(tree, tmp_path, capsys):
         (["davis2017", "a", "b", "--shard-size", "big"], "'big' is no size; write 1GB"),
         (["davis2017", "a", "b", "--jobs", "0"], "0 is below 1"),
         (["davis2017", "a", "b", "--on-bad", "ignore"], "stop"),
+        (["davis2017", "a", "b", "--part", "3/2"], "'3/2' is no part; write 3/16"),
+        (["davis2017", "a", "b", "--part", "1/2", "--finish"], "not allowed with"),
+        (["davis2017", "a", "b", "--scheduler", "tcp://x"], "needs --engine dask"),
     ],
 )
 def test_bad_usage_is_one_line_and_status_2(arguments, message, capsys):
@@ -136,3 +143,70 @@ def test_real_video_is_sharded_whole(shared_data, tmp_path):
         assert (shard_set.num_videos, shard_set.num_frames) == (2, 48)
         assert [shard_set.videos.object_ids(row) for row in range(2)] == [(1,), (1, 2)]
         shutil.rmtree(tmp_path / "davis2017")
+
+
+def test_parts_and_their_finish_make_the_set_of_one_run(tree, tmp_path, capsys):
+    common = ["davis2017", str(tree)]
+    options = ["--shard-size", "5KB", "--jobs", "1"]
+    assert shard([*common, str(tmp_path / "one"), *options]) == 0
+    assert shard([*common, str(tmp_path / "parts"), *options, "--part", "2/2"]) == 0
+    assert "part 2 of 2 is done: 1 shards" in capsys.readouterr().out
+    with pytest.raises(DataError, match="run --part I/N again"):
+        shard([*common, str(tmp_path / "parts"), *options, "--finish"])
+    assert shard([*common, str(tmp_path / "parts"), *options, "--part", "1/2"]) == 0
+    assert shard([*common, str(tmp_path / "parts"), *options, "--finish"]) == 0
+    assert files_of(tmp_path / "parts") == files_of(tmp_path / "one")
+    assert shard([*common, str(tmp_path / "parts"), *options, "--finish"]) == 0
+    assert "complete already" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("where", ["here", "running scheduler"])
+def test_dask_makes_the_same_bytes(tree, tmp_path, where):
+    pytest.importorskip("distributed")
+    arguments = ["davis2017", tree, tmp_path / "dask", "--shard-size", "5KB", "--jobs", "2", "--engine", "dask"]
+    assert shard(["davis2017", str(tree), str(tmp_path / "one"), "--shard-size", "5KB", "--jobs", "1"]) == 0
+    with running_cluster(tmp_path) if where != "here" else nullcontext(None) as address:
+        result = run_tool(*arguments, *(["--scheduler", address] if address else []))
+    assert result.returncode == 0, result.stderr
+    assert "Dask dashboard: http" in result.stdout
+    assert files_of(tmp_path / "dask") == files_of(tmp_path / "one")
+
+
+def test_dask_tells_refused_input_like_any_engine(tree, tmp_path):
+    pytest.importorskip("distributed")
+    (tree / "Annotations/480p/cup/00000.png").write_bytes(b"")
+    result = run_tool("davis2017", tree, tmp_path / "out", "--engine", "dask", "--jobs", "1")
+    assert result.returncode == 1 and "Traceback" not in result.stderr
+    assert "cup/00000.png: expected a PNG, found 0 bytes" in result.stderr
+    assert not (tmp_path / "out/davis2017/manifest.json").exists()
+
+
+@contextmanager
+def running_cluster(folder: Path) -> Iterator[str]:
+    """Address of a Dask scheduler with one worker, each a process of its own as on a cluster."""
+    file = folder / "scheduler.json"
+    module = [sys.executable, "-m"]
+    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL, "cwd": REPOSITORY}
+    command = [*module, "distributed.cli.dask_scheduler", "--scheduler-file", str(file), "--port", "0"]
+    with subprocess.Popen([*command, "--dashboard-address", ":0"], **quiet) as scheduler:
+        while not file.exists():
+            assert scheduler.poll() is None
+            time.sleep(0.05)
+        address = json.loads(file.read_text())["address"]
+        command = [*module, "distributed.cli.dask_worker", address, "--nthreads", "1", "--no-dashboard"]
+        with subprocess.Popen(command, **quiet) as worker:
+            yield address
+            worker.terminate()
+        scheduler.terminate()
+
+
+def test_a_dry_run_estimates_from_frames_of_the_source(tree, tmp_path, capsys):
+    assert shard(["davis2017", str(tree), str(tmp_path / "out"), "--dry-run", "--jobs", "2"]) == 0
+    printed = capsys.readouterr().out
+    assert "on 2 cores (from 6 frames" in printed and "MB in 1 shards" in printed
+
+
+def test_a_set_is_built_from_and_into_urls(tree, tmp_path):
+    assert shard(["davis2017", f"file://{tree}", f"file://{tmp_path}/out", "--jobs", "1"]) == 0
+    with ShardSet.open(f"file://{tmp_path}/out/davis2017") as shard_set:
+        assert shard_set.num_frames == 6
