@@ -146,9 +146,14 @@ def _key(file: SourceFile, side_by_side: bool) -> str:
 
 
 def _without_twins(stills: dict[str, _Still], duplicates: Duplicates, findings: list[Finding]) -> dict[str, _Still]:
-    """Report images with the same bytes, and drop all but the first if so asked. Only equal sizes are read."""
+    """Report images with the same bytes, and drop all but the first if so asked.
+
+    Only images of equal size are read. Those without a mask do not count: they are refused anyway.
+    """
     by_size: dict[int, list[str]] = defaultdict(list)
     for name, still in stills.items():
+        if still.mask is None:
+            continue
         by_size[still.image.num_bytes].append(name)
     first: dict[bytes, str] = {}
     dropped = set()
