@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from io import BytesIO
 from pathlib import Path
 
 import cv2
@@ -13,6 +14,7 @@ from PIL import Image, ImageDraw
 from pipelines.assembly import IMAGE_DEVIATION, IMAGE_MEAN
 from pipelines.types import VOID, Batch, ClipPlan
 from shards.palettes import voc_palette
+from shards.storage import write_bytes
 
 _CAPTION_PX = 14
 
@@ -75,11 +77,11 @@ def clip_rows(batch: Batch) -> tuple[list[list[NDArray[np.uint8]]], list[str]]:
 
 
 def save_png(picture: Image.Image, path: Path) -> None:
-    """Write a PNG so that a reader never sees half of it."""
+    """Write a PNG, and the folders it needs, so that it is either there complete or not there."""
+    data = BytesIO()
+    picture.save(data, format="PNG")
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".tmp")
-    picture.save(partial, format="PNG")
-    partial.replace(path)
+    write_bytes(path, data.getvalue())
 
 
 def _caption(plan: ClipPlan, num_objects: int) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -42,3 +43,19 @@ def test_a_sheet_without_a_caption_per_row_is_refused() -> None:
 def test_a_saved_picture_leaves_no_partial_file(tmp_path: Path) -> None:
     save_png(sheet([[GREY]], ["one"], cell_height_px=20), tmp_path / "deep" / "sheet.png")
     assert [path.name for path in (tmp_path / "deep").iterdir()] == ["sheet.png"]
+
+
+def test_a_picture_that_cannot_be_written_leaves_the_one_before_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    picture, path = sheet([[GREY]], ["one"], cell_height_px=20), tmp_path / "sheet.png"
+    save_png(picture, path)
+    before = path.read_bytes()
+
+    def full_disk(_descriptor: int) -> None:
+        raise OSError("no space left")
+
+    monkeypatch.setattr(os, "fsync", full_disk)
+    with pytest.raises(OSError, match="no space left"):
+        save_png(sheet([[GREY]], ["two"], cell_height_px=40), path)
+    assert path.read_bytes() == before
