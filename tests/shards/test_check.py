@@ -6,13 +6,15 @@ import shutil
 
 import numpy as np
 import pytest
+import simplejpeg
 
 from shards.check import check_set, rebuild_index
 from shards.errors import DataError
+from shards.images import decode_strictly
 from shards.manifest import read_manifest
 from shards.reader import ShardSet
 from shards.storage import write_bytes
-from tests.shards.small_tree import build_set
+from tests.shards.small_tree import build_set, jpeg
 
 
 def silent(facts):
@@ -148,3 +150,30 @@ def test_an_image_that_does_not_decode_is_found_even_where_all_sums_fit(tmp_path
     root = build_set(tree, tmp_path / "out").root
     (found,) = problems(root)
     assert found.place.endswith("video fox, frame 00002") and "Premature end" in found.found
+
+
+def test_decoding_an_eighth_finds_the_faults_of_decoding_it_all():
+    generator = np.random.default_rng(5)
+    original = jpeg(3, height=160, width=240, quality=95)
+    verdicts = []
+    for _ in range(400):
+        data = bytearray(original)
+        if generator.random() < 0.3:
+            del data[int(generator.integers(300, len(data))) :]
+        else:
+            data[int(generator.integers(2, len(data)))] ^= 1 << int(generator.integers(8))
+        verdicts.append((_fails(_decode_all, data), _fails(decode_strictly, data)))
+    assert all(whole == eighth for whole, eighth in verdicts)
+    assert 100 < sum(eighth for _, eighth in verdicts) < 400
+
+
+def _decode_all(data):
+    simplejpeg.decode_jpeg(data, "RGB", strict=True)
+
+
+def _fails(decode, data):
+    try:
+        decode(bytes(data))
+    except ValueError:
+        return True
+    return False
