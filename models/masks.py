@@ -56,13 +56,13 @@ class Padding(NamedTuple):
     bottom: int
 
 
-def pad_to_multiple(frames: Tensor, multiple: int = 16) -> tuple[Tensor, Padding]:
-    """Zeros around frames (..., C, H, W) until H and W are multiples; evenly, the smaller half left and top.
+def pad_to_multiple(frames: Tensor, multiple: int = 16, *, smallest: int = 0) -> tuple[Tensor, Padding]:
+    """Zeros around frames (..., C, H, W) until H and W are multiples, and at least `smallest`, itself a multiple.
 
-    Zero is the mean colour of a normalised image and the background of a mask.
+    Evenly, the smaller half left and top. Zero is the mean colour of a normalised image and the background of a mask.
     """
     height, width = frames.shape[-2:]
-    extra_width, extra_height = -width % multiple, -height % multiple
+    extra_width, extra_height = (max(side + -side % multiple, smallest) - side for side in (width, height))
     left, top = extra_width // 2, extra_height // 2
     padding = Padding(left, extra_width - left, top, extra_height - top)
     return F.pad(frames, padding), padding

@@ -93,7 +93,8 @@ class MemoryBank:
     One bank holds all objects of a video that start together (they share the key); objects that start later need
     banks of their own. Slots: `first` (the frame whose mask is given), `last` (the latest memorised frame, not the
     previous one), `compressed` (the recurrent embedding), `later` (all frames after the first). Holds tensors only,
-    on the model's device; gradients flow unless the caller turns them off.
+    on the model's device; gradients flow unless the caller turns them off. top_k: memory positions read per query
+    position, all of them while there are fewer; None for all.
     Source: RDE, Li et al. 2022; the modes are those of its evaluation program.
     """
 
@@ -128,7 +129,9 @@ class MemoryBank:
         """Decoder input (B, O, 1024, h, w) of a query frame: key (B, 64, h, w), thin features (B, 512, h, w)."""
         if self._memory is None:
             raise ValueError("the memory bank is empty; call update() with the first frame before read()")
-        return self._model.read(self._memory.key, self._memory.value, query_key, thin, top_k=self._top_k)
+        num_positions = self._memory.key.shape[2:].numel()
+        top_k = None if self._top_k is None else min(self._top_k, num_positions)
+        return self._model.read(self._memory.key, self._memory.value, query_key, thin, top_k=top_k)
 
     def _updated(self, slot: str, new: Entry) -> Entry:
         if slot == "compressed":

@@ -17,7 +17,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from models.masks import aggregate, aggregate_probabilities, pad_to_multiple, unpad
+from models.masks import Padding, aggregate, aggregate_probabilities, pad_to_multiple, unpad
 from models.memory import BANK_MODES, BankMode, MemoryBank
 from models.rde import KeyFeatures, Rde
 from pipelines.assembly import IMAGE_DEVIATION, IMAGE_MEAN
@@ -25,6 +25,9 @@ from shards.masks import VOID
 from trainers.label_files import LabelMap
 
 logger = logging.getLogger(__name__)
+
+SMALLEST_SIDE = 32
+"""Pixels of a padded frame's sides at least: memory is compressed in blocks of 2x2 positions of 16 pixels."""
 
 
 class Segmenter(Protocol):
@@ -85,7 +88,9 @@ class RdeSegmenter:
             features = self._model.encode_key(image.unsqueeze(1))
             probabilities = aggregate_probabilities(masks.float()).softmax(1)
             value = self._model.encode_value(image, features.f16[:, 0], probabilities[:, 1:])
-            self._bank = self._first_bank(features.key, value)
+            self._bank = MemoryBank(self._model, self._options.mode, self._options.top_k)
+            self._bank.update(features.key, value)
+        self._warn_of_few_positions(features.key)
         self._waiting = None
         self._frame = 0
 
@@ -108,17 +113,14 @@ class RdeSegmenter:
             self._bank.update(features.key, self._model.encode_value(image, features.f16[:, 0], masks))
             self._waiting = None
 
-    def _first_bank(self, key: Tensor, value: Tensor) -> MemoryBank:
-        """A bank with its first frame. top_k becomes the number of its positions where a small image has fewer."""
-        bank = MemoryBank(self._model, self._options.mode, self._options.top_k)
-        bank.update(key, value)
-        positions = bank.num_frames * key.shape[-2] * key.shape[-1]
-        if self._options.top_k is None or self._options.top_k <= positions:
-            return bank
-        logger.warning("top_k %d exceeds the %d positions in memory: all are read", self._options.top_k, positions)
-        bank = MemoryBank(self._model, self._options.mode, positions)
-        bank.update(key, value)
-        return bank
+    def _warn_of_few_positions(self, key: Tensor) -> None:
+        top_k, num_positions = self._options.top_k, self._bank.num_frames * key.shape[-2] * key.shape[-1]
+        if top_k is not None and top_k > num_positions:
+            logger.warning(
+                "top_k %d exceeds the %d positions in memory: all are read while there are no more",
+                top_k,
+                num_positions,
+            )
 
     def _autocast(self, image: Tensor) -> torch.autocast:
         dtype = torch.float16 if image.is_cuda else torch.bfloat16
@@ -190,13 +192,17 @@ def choose_device(name: str) -> torch.device:
 def _start(segmenter: Segmenter, pixels: Tensor, first: LabelMap, ids: NDArray[np.uint8]) -> None:
     labels = torch.tensor(first, device=pixels.device)
     masks = torch.stack([labels == int(object_id) for object_id in ids]).float()[None]  # (1, O, H, W)
-    segmenter.start(pad_to_multiple(_normalised(pixels))[0], pad_to_multiple(masks)[0])
+    segmenter.start(_pad(_normalised(pixels))[0], _pad(masks)[0])
 
 
 def _step(segmenter: Segmenter, pixels: Tensor) -> Tensor:
     """Position (H, W) uint8 of each pixel's object among background and objects."""
-    image, padding = pad_to_multiple(_normalised(pixels))
+    image, padding = _pad(_normalised(pixels))
     return unpad(segmenter.step(image), padding)[0].argmax(0).to(torch.uint8)
+
+
+def _pad(frames: Tensor) -> tuple[Tensor, Padding]:
+    return pad_to_multiple(frames, smallest=SMALLEST_SIDE)
 
 
 def _normalised(pixels: Tensor) -> Tensor:

@@ -84,6 +84,14 @@ def test_the_smaller_half_of_an_odd_padding_is_left_and_top() -> None:
     assert padding == Padding(left=1, right=2, top=1, bottom=2)
 
 
+def test_a_small_frame_is_padded_to_the_smallest_size_around_its_middle() -> None:
+    frames = torch.ones(1, 3, 40)
+    padded, padding = pad_to_multiple(frames, smallest=32)
+    assert padded.shape == (1, 32, 48)
+    assert padding == Padding(left=4, right=4, top=14, bottom=15)
+    assert torch.equal(unpad(padded, padding), frames)
+
+
 @given(st.integers(1, 70), st.integers(1, 70))
 def test_unpad_undoes_padding_to_multiples(height: int, width: int) -> None:
     frames = torch.arange(2.0 * height * width).view(2, height, width)

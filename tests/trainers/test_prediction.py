@@ -163,11 +163,25 @@ def test_a_video_forgets_the_one_before(model: Rde) -> None:
 def test_top_k_above_the_positions_of_a_small_image_reads_all_and_says_so(
     model: Rde, caplog: pytest.LogCaptureFixture
 ) -> None:
-    first = label_map((1,), 0)
-    huge = predict(RdeSegmenter(model, RdeOptions(mode="gt", top_k=4000)), frames_of(3), first)
-    everything = predict(RdeSegmenter(model, RdeOptions(mode="gt", top_k=None)), frames_of(3), first)
-    np.testing.assert_array_equal(np.stack(huge), np.stack(everything))
-    assert "top_k 4000 exceeds the 12 positions in memory: all are read" in caplog.text
+    # Two copies of 12 positions at first, four frames of 12 from the second memorised frame on: 48 are all then.
+    probabilities = []
+    for top_k in (48, None):
+        generator = torch.Generator().manual_seed(2)
+        segmenter = RdeSegmenter(model, RdeOptions(mem_every=1, top_k=top_k))
+        images = [torch.randn(1, 3, 48, 64, generator=generator) for _ in range(4)]
+        segmenter.start(images[0], torch.ones(1, 1, 48, 64))
+        probabilities.append(torch.stack([segmenter.step(image) for image in images[1:]]))
+    torch.testing.assert_close(probabilities[0], probabilities[1], rtol=0, atol=1e-6)
+    assert "top_k 48 exceeds the 24 positions in memory: all are read" in caplog.text
+
+
+@pytest.mark.parametrize(("height", "width"), [(1, 1), (16, 16), (10, 200)])
+def test_videos_below_the_network_smallest_size_are_segmented_too(model: Rde, height: int, width: int) -> None:
+    first = np.ones((height, width), np.uint8)
+    frames = [np.full((height, width, 3), 40 * number, np.uint8) for number in range(5)]
+    predicted = predict(RdeSegmenter(model, RdeOptions(mem_every=1)), frames, first)
+    assert [labels.shape for labels in predicted] == [(height, width)] * 5
+    assert set(np.unique(predicted)) <= {0, 1}
 
 
 def test_frames_are_taken_one_at_a_time_and_not_kept(model: Rde) -> None:
