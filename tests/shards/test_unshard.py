@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import gc
 import io
 import json
@@ -11,12 +12,18 @@ import pytest
 import webdataset
 from PIL import Image
 
+from shards.convert import ReadyFrame, ReadyVideo
 from shards.errors import DataError
+from shards.index import write_index
 from shards.manifest import read_manifest
 from shards.masks import MASK_CODECS
 from shards.reader import ShardSet
+from shards.sources.options import SourceOptions
 from shards.unshard import unshard
-from tests.shards.small_tree import build_set, files_of, label_maps, saved, write_tree
+from shards.video import VideoFacts
+from shards.writer import write_shard
+from tests.shards.other_trees import write_bl30k, write_davis2016
+from tests.shards.small_tree import HEIGHT, WIDTH, build_kind, build_set, files_of, jpeg, label_maps, saved, write_tree
 
 
 def silent(frames):
@@ -117,3 +124,97 @@ def test_stock_webdataset_reads_a_png_set(tree, tmp_path):
     assert "png" not in found["cup/00001"]
     facts = json.loads(found["eel%2Ev2%20%E6%97%A5%E6%9C%AC/00000"]["video.json"])
     assert facts["name"] == "eel.v2 日本"
+
+
+def build_and_give_back(kind, sources, tmp_path, **arguments):
+    return given_back(build_kind(kind, sources, tmp_path / "sets", **arguments).root, tmp_path / "back")
+
+
+def label_map(path):
+    with Image.open(path) as image:
+        return np.array(image.convert("L") if image.mode != "P" else image)
+
+
+def assert_files_come_back(source, out, ignored=()):
+    """JPEGs, lists and meta.json byte for byte (JSON: in meaning), PNGs pixel for pixel; no file more or less."""
+    before = {path: data for path, data in files_of(source).items() if not path.startswith(ignored)}
+    after = files_of(out)
+    assert set(after) == set(before)
+    for path, data in before.items():
+        if path.endswith(".png"):
+            np.testing.assert_array_equal(label_map(out / path), label_map(source / path), err_msg=path)
+        elif path.endswith(".json"):
+            assert json.loads(after[path]) == json.loads(data)
+        else:
+            assert after[path] == data, path
+
+
+def test_davis_2016_comes_back_with_255_and_its_pair_lists(tmp_path):
+    videos = {"bear": label_maps(3, (1,), 1), "surf": label_maps(4, (1,), 2)}
+    splits = {"train": ["bear"], "val": ["surf"], "trainval": ["bear", "surf"]}
+    tree = write_davis2016(tmp_path / "tree", videos, splits)
+    assert_files_come_back(tree, build_and_give_back("davis2016", [tree], tmp_path))
+
+
+def test_the_real_davis_2016_pack_comes_back(shared_data, tmp_path):
+    source = shared_data / "davis2016_mini"
+    out = build_and_give_back("davis2016", [source], tmp_path)
+    with Image.open(out / "Annotations/480p/bear/00077.png") as image:
+        assert image.mode == "L"  # was LA
+    assert_files_come_back(source, out, ignored=("README",))
+
+
+def test_unsupervised_masks_come_back_into_their_own_folder(tmp_path):
+    tree = write_tree(tmp_path / "tree", {"one": label_maps(3, (1, 2)), "two": [None] * 3})
+    (tree / "Annotations").rename(tree / "Annotations_unsupervised")
+    options = SourceOptions(annotations="unsupervised")
+    out = build_and_give_back("davis2017", [tree], tmp_path, options=options)
+    assert_files_come_back(tree, out)
+
+
+def test_youtube_vos_comes_back_with_meta(tmp_path, shared_data):
+    source = shared_data / "ytvos_mini"
+    ignored = ("README", "valid_gt", "train_all_frames", "valid_all_frames")
+    assert_files_come_back(source, build_and_give_back("youtube_vos", [source], tmp_path), ignored)
+
+
+def test_all_frames_come_back_beside_the_masks_of_the_plain_split(tmp_path, shared_data):
+    source = shared_data / "ytvos_mini"
+    out = build_and_give_back("youtube_vos", [source], tmp_path, splits=("valid_all_frames",))
+    ignored = ("README", "valid_gt", "train", "valid/JPEGImages")
+    assert_files_come_back(source, out, ignored)
+
+
+def test_bl30k_comes_back(tmp_path):
+    tree = write_bl30k(tmp_path / "tree", {"kea00001": label_maps(3, (1, 4)), "kea00002": label_maps(4, (2,))})
+    assert_files_come_back(tree, build_and_give_back("bl30k", [tree], tmp_path))
+
+
+def test_still_images_come_back_with_every_level(tmp_path, shared_data):
+    source = shared_data / "static_mini"
+    assert_files_come_back(source, build_and_give_back("static", [source], tmp_path), ignored=("README",))
+
+
+def test_own_videos_come_back_in_two_folders(tmp_path):
+    tree = write_tree(tmp_path / "tree", {"cat": label_maps(3, (1,)), "dog": [None] * 3})
+    sources = [tree / "JPEGImages/480p", tree / "Annotations/480p"]
+    out = build_and_give_back("folder", sources, tmp_path)
+    for name, source in zip(("JPEGImages", "Annotations"), sources, strict=True):
+        assert_files_come_back(source, out / name)
+
+
+def test_a_set_whose_names_lead_out_of_the_folder_is_refused(tmp_path):
+    video = ReadyVideo(
+        VideoFacts("../../escaped", "davis2017", ("train",)),
+        (HEIGHT, WIDTH),
+        (ReadyFrame("00000", jpeg(1), None, None),),
+    )
+    root = build_set(write_tree(tmp_path / "tree", {"one": label_maps(3, (1,))}), tmp_path / "sets").root
+    manifest = read_manifest(root)
+    written = write_shard(root / manifest.shards[0].name, "lz4", [video])
+    write_index(root / "index", [written.rows])
+    forged = dataclasses.replace(manifest, shards=(written.facts,), num_videos=1, num_frames=1)
+    (root / "manifest.json").write_bytes(forged.encode())
+    with pytest.raises(DataError, match=r"found 'JPEGImages/480p/\.\./\.\./escaped'"):
+        given_back(root, tmp_path / "a/b/c")
+    assert not (tmp_path / "a/b/c").exists() and not list(tmp_path.rglob("escaped"))
