@@ -38,15 +38,17 @@ def open_davis2017(request: SourceRequest) -> FolderVideos:
     findings: list[Finding] = []
     splits = read_splits(root, images, folders, request.splits, findings)
     chosen = restrict(splits, request.options.lists, findings)
-    places = {name: VideoFolders(f"{images}/{name}", f"{masks}/{name}", chosen[name]) for name in chosen}
-    return FolderVideos(
-        "davis2017",
-        root,
-        request.resolution,
-        places,
-        tuple(findings),
-        expected="none" if unsupervised else "all",
-    )
+    without_masks = set(text_lists(root / UNSUPERVISED_LISTS)) if unsupervised else set()
+    places = {
+        name: VideoFolders(
+            f"{images}/{name}",
+            f"{masks}/{name}",
+            chosen[name],
+            expected="none" if without_masks.intersection(splits[name]) else "all",
+        )
+        for name in chosen
+    }
+    return FolderVideos("davis2017", root, request.resolution, places, tuple(findings))
 
 
 def read_splits(

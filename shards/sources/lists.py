@@ -33,6 +33,7 @@ class VideoFolders(NamedTuple):
     splits: tuple[str, ...]
     objects: Mapping[int, ObjectFacts] = {}
     given: Given = "all"
+    expected: Expected | None = None  # None: as the source's other videos
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +72,7 @@ class FolderVideos:
             frames,
             tuple(findings),
             reading=self.reading,
-            expected=self.expected,
+            expected=place.expected or self.expected,
             objects=place.objects,
             given=place.given,
         )

@@ -63,7 +63,7 @@ def index_tar(tar: Location, database: Path, label: str, md5: str | None) -> Non
     try:
         # Alone in this file until it is renamed: no journal, and no locks, which shared folders often lack.
         with closing(sqlite3.connect(f"file:{temporary}?nolock=1", uri=True, isolation_level=None)) as table:
-            table.executescript("PRAGMA journal_mode=OFF; PRAGMA synchronous=OFF; PRAGMA cache_size=-65536; BEGIN")
+            table.executescript("PRAGMA journal_mode=OFF; PRAGMA synchronous=OFF; PRAGMA cache_size=-16384; BEGIN")
             table.execute(
                 "CREATE TABLE members (video TEXT, folder TEXT, file TEXT, path TEXT, offset INT, bytes INT,"
                 " PRIMARY KEY (video, folder, file, offset)) WITHOUT ROWID"

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 
 import pytest
 
 from shards.errors import DataError
+from shards.findings import read_findings
+from shards.reader import ShardSet
 from shards.sources import SOURCES
+from shards.sources.options import SourceOptions
 from shards.sources.types import SourceRequest
-from tests.shards.small_tree import label_maps, write_tree
+from tests.shards.small_tree import build_kind, label_maps, write_tree
 
 
-def opened(root, splits=None, resolution="480p"):
-    return SOURCES["davis2017"](SourceRequest((root,), splits, resolution))
+def opened(root, splits=None, resolution="480p", **options):
+    return SOURCES["davis2017"](SourceRequest((root,), splits, resolution, SourceOptions(**options)))
 
 
 def reasons(source):
@@ -111,3 +115,50 @@ def test_hidden_files_are_passed_over_and_odd_names_are_listed(tmp_path):
         ("warning", "two masks for one frame", "00001.bmp"),
         ("warning", "mask without image", "00009.png"),
     ]
+
+
+def test_test_dev_has_masks_of_first_frames_only_and_that_is_no_remark(tmp_path):
+    maps = {name: [label_maps(1, (1, 2))[0], None, None, None] for name in ("salsa", "cats-car")}
+    root = write_tree(tmp_path / "tree", maps, {"test-dev": list(maps)})
+    with ShardSet.open(build_kind("davis2017", [root], tmp_path / "out").root) as shard_set:
+        assert shard_set.manifest.splits == {"test-dev": 2} and read_findings(shard_set.path) == []
+        assert shard_set.annotated(0).tolist() == [True, False, False, False]
+        assert shard_set.starts(1) == {4: (1, 2)}
+
+
+def test_unsupervised_masks_lie_in_their_own_folder_and_the_test_sets_of_2019_have_none(tmp_path):
+    videos = {"bear": label_maps(3, (1, 2)), "gap": [label_maps(1, (1,))[0], *[None] * 2, label_maps(1, (1,))[0]]}
+    root = write_tree(tmp_path / "tree", videos | {"new": [None] * 3}, {"train": ["bear", "gap"], "test-dev": ["bear"]})
+    (root / "ImageSets/2019").mkdir()
+    (root / "ImageSets/2019/test-dev.txt").write_text("new\n")
+    with pytest.raises(DataError, match=r"Annotations_unsupervised/480p.*the layout of DAVIS 2017"):
+        opened(root, annotations="unsupervised")
+    (root / "Annotations").rename(root / "Annotations_unsupervised")
+    options = SourceOptions(annotations="unsupervised")
+    with ShardSet.open(build_kind("davis2017", [root], tmp_path / "out", options=options).root) as shard_set:
+        # The list of 2019 wins over the one of 2017 of the same name.
+        assert [shard_set.videos.splits(row) for row in range(3)] == [("train",), ("train",), ("test-dev",)]
+        assert [int(shard_set.annotated(row).sum()) for row in range(3)] == [3, 2, 0]
+        assert [one.video for one in read_findings(shard_set.path)] == ["gap"]
+        assert shard_set.manifest.options == {"annotations": "unsupervised"}
+
+
+def test_a_list_of_ones_own_chooses_videos_and_becomes_a_split(tree, tmp_path):
+    names = tmp_path / "few.txt"
+    names.write_text("fox\nbear\n")
+    source = opened(tree, lists=(names,))
+    assert [(size.name, size.splits) for size in source.sizes()] == [
+        ("bear", ("few", "train", "val")),
+        ("fox", ("few", "train")),
+    ]
+
+
+def test_names_that_are_not_utf8_are_refused_one_by_one(tree):
+    folder = tree / "JPEGImages/480p"
+    (folder / os.fsdecode(b"caf\xe9")).mkdir()
+    shutil.copy(folder / "fox/00001.jpg", folder / "fox" / os.fsdecode(b"\xff00009.jpg"))
+    source = opened(tree)
+    assert reasons(source) == [("refused", "name is not UTF-8", "caf\\xe9")]
+    (finding,) = source.video("fox").findings
+    assert (finding.reason, finding.path) == ("name is not UTF-8", "JPEGImages/480p/fox/\\xff00009.jpg")
+    finding.encode()
