@@ -14,6 +14,7 @@ from shards.masks import encode_label_map
 from shards.object_facts import ObjectFacts
 from shards.png import encode_indexed
 from shards.reader import ShardSet
+from shards.sources.davis import LISTS, UNSUPERVISED_LISTS
 from shards.sources.youtube_vos import ALL_FRAMES, SPLITS
 from shards.storage import write_bytes
 
@@ -48,10 +49,15 @@ def _davis_masks(shard_set: ShardSet, video: int) -> str:
 
 
 def _name_lists(shard_set: ShardSet, out: Path) -> None:
-    """ImageSets/2017/<split>.txt with the names of a split's videos in the order of the set."""
+    """ImageSets/2017/<split>.txt with the names of a split's videos in the order of the set.
+
+    The test sets of the unsupervised challenge have theirs in ImageSets/2019.
+    """
+    unsupervised = shard_set.manifest.options.get("annotations") == "unsupervised"
     for split in sorted(shard_set.manifest.splits):
+        folder = UNSUPERVISED_LISTS if unsupervised and split.startswith("test-") else LISTS
         names = [shard_set.videos.original_names[int(row)] for row in shard_set.select(split)]
-        _write_lines(out / "ImageSets" / "2017" / f"{split}.txt", names)
+        _write_lines(out / folder / f"{split}.txt", names)
 
 
 def _pair_lists(shard_set: ShardSet, out: Path) -> None:

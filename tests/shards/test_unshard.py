@@ -22,7 +22,7 @@ from shards.sources.options import SourceOptions
 from shards.unshard import unshard
 from shards.video import VideoFacts
 from shards.writer import write_shard
-from tests.shards.other_trees import write_bl30k, write_davis2016
+from tests.shards.other_trees import write, write_bl30k, write_davis2016
 from tests.shards.small_tree import HEIGHT, WIDTH, build_kind, build_set, files_of, jpeg, label_maps, saved, write_tree
 
 
@@ -165,7 +165,9 @@ def test_the_real_davis_2016_pack_comes_back(shared_data, tmp_path):
 
 
 def test_unsupervised_masks_come_back_into_their_own_folder(tmp_path):
-    tree = write_tree(tmp_path / "tree", {"one": label_maps(3, (1, 2)), "two": [None] * 3})
+    videos = {"one": label_maps(3, (1, 2)), "two": [None] * 3}
+    tree = write_tree(tmp_path / "tree", videos, {"train": ["one"]})
+    write(tree / "ImageSets/2019/test-dev.txt", b"two\n")
     (tree / "Annotations").rename(tree / "Annotations_unsupervised")
     options = SourceOptions(annotations="unsupervised")
     out = build_and_give_back("davis2017", [tree], tmp_path, options=options)
