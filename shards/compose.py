@@ -124,6 +124,7 @@ def merge_sets(roots: Sequence[Location], out: Location, link: Link = "reference
         name=out.name,
         kind=_common([each.kind for each in manifests]) or "mixed",
         resolution=_common([each.resolution for each in manifests]),
+        options=first.options if all(each.options == first.options for each in manifests) else {},
         shard_size=max(each.shard_size for each in manifests),
         source="",
         parents=tuple(each.fingerprint for each in manifests),

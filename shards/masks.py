@@ -47,6 +47,11 @@ def soft_codec(codec: MaskCodec) -> MaskCodec:
     return codec if codec in SOFT_CODECS else SOFT_CODECS[MASK_CODECS.index(codec)]
 
 
+def plain_codec(codec: MaskCodec) -> MaskCodec:
+    """The codec for label maps that stores as this one does: inverse of `soft_codec`."""
+    return codec if codec in MASK_CODECS else MASK_CODECS[SOFT_CODECS.index(codec)]
+
+
 def encode_label_map(labels: np.ndarray, codec: MaskCodec) -> bytes:
     """Member bytes of a label map; labels (H, W) uint8. Raises ValueError for any other shape, type or codec.
 

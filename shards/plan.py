@@ -77,7 +77,7 @@ class Plan:
         return self.source.findings
 
     def encode(self) -> bytes:
-        """For other machines, which need not list the source again; `decode_sizes` is the inverse."""
+        """For other machines, which need not list the source again: `make_plan` takes it."""
         return encode_json({"arguments": self.arguments, "digest": self.digest, "videos": list(self.sizes.values())})
 
 

@@ -10,12 +10,12 @@ if __name__ == "__main__":
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
 import os
-from pathlib import Path
 
 from tqdm import tqdm
 
 from shards.check import CheckedSet, check_set, rebuild_index
 from shards.manifest import ShardFacts, read_manifest
+from shards.storage import Location, locate
 from tools.cli import BAD_DATA, Parser, run
 
 
@@ -27,7 +27,7 @@ def main() -> None:
 def check(arguments: list[str]) -> int:
     """Check every set given and print what is wrong. Returns the exit status."""
     parser = Parser(prog="check.py", description="Read every byte of shard sets and say what is wrong and where.")
-    parser.add_argument("dataset", nargs="+", type=Path, help="folder with a manifest.json")
+    parser.add_argument("dataset", nargs="+", type=locate, help="folder with a manifest.json, or its URL")
     parser.add_argument("--jobs", type=int, default=len(os.sched_getaffinity(0)), help="cores (default: all)")
     parser.add_argument("--rebuild-index", action="store_true", help="make the index again from the tars, then check")
     given = parser.parse_args(arguments)
@@ -44,7 +44,7 @@ def check(arguments: list[str]) -> int:
     return BAD_DATA if any(outcome.problems for _, outcome in outcomes) else 0
 
 
-def _check(root: Path, jobs: int) -> CheckedSet:
+def _check(root: Location, jobs: int) -> CheckedSet:
     num_bytes = sum(facts.bytes for facts in read_manifest(root).shards)
     with tqdm(total=num_bytes, unit="B", unit_scale=True, desc=root.name) as bar:
 
@@ -54,7 +54,7 @@ def _check(root: Path, jobs: int) -> CheckedSet:
         return check_set(root, jobs, show)
 
 
-def _print_table(outcomes: list[tuple[Path, CheckedSet]]) -> None:
+def _print_table(outcomes: list[tuple[Location, CheckedSet]]) -> None:
     print(f"{'set':32} {'shards':>7} {'videos':>7} {'frames':>8} {'MB':>10} {'refused':>8} {'problems':>9}")
     for root, outcome in outcomes:
         manifest = outcome.manifest

@@ -25,12 +25,14 @@ from shards.compose import LINKS, append_set, choose_fraction, merge_sets, write
 from shards.errors import DataError
 from shards.jobs import Progress
 from shards.manifest import MANIFEST, Manifest, read_manifest
+from shards.masks import plain_codec
 from shards.plan import BuildRequest, Plan, make_plan
 from shards.reader import ShardSet
 from shards.sources import SOURCES
 from shards.stock_index import write_stock_indexes
 from shards.storage import Location, RemotePath, locate, remove_tree
 from tools.cli import Parser, run
+from tools.source_arguments import add_source_arguments, source_options
 
 # Holds the new videos of a set until they are part of it.
 APPEND_FOLDER = "appending"
@@ -83,6 +85,7 @@ def _add_append(append: ArgumentParser) -> None:
     append.add_argument("--resolution", default="480p", help="folder below JPEGImages (default: 480p)")
     append.add_argument("--jobs", type=int, default=len(os.sched_getaffinity(0)), help="cores (default: all)")
     append.add_argument("--on-bad", choices=("stop", "skip"), default="stop", help="what to do about refused input")
+    add_source_arguments(append)
 
 
 def _info(given: Namespace) -> None:
@@ -169,25 +172,36 @@ def _append(given: Namespace) -> None:
         name=manifest.name,
         splits=None if given.split is None else tuple(given.split),
         resolution=given.resolution,
-        mask_codec=manifest.mask_codec,
+        mask_codec=plain_codec(manifest.mask_codec),
         shard_size=manifest.shard_size,
         on_bad=given.on_bad,
         jobs=given.jobs,
+        options=source_options(given),
     )
     if not (request.root / MANIFEST).is_file():  # else it was killed while linking
-        _build(request, make_plan(request), root)
+        plan = make_plan(request)
+        _require_fitting(root, manifest, request, plan)
+        _build(request, plan)
     grown = append_set(root, request.root)
     remove_tree(root / APPEND_FOLDER)
     _print_made(root, grown)
 
 
-def _build(request: BuildRequest, plan: Plan, root: Location) -> None:
+def _require_fitting(root: Location, manifest: Manifest, request: BuildRequest, plan: Plan) -> None:
+    """Raise DataError, before anything is converted, where the new videos cannot be part of the set."""
     with ShardSet.open(root) as shard_set:
-        there = set(shard_set.videos.original_names)
-    twice = sorted(there & plan.sizes.keys())
+        twice = sorted(set(shard_set.videos.original_names) & plan.sizes.keys())
     if twice:
         found = f"{twice[0]!r} (and {len(twice) - 1} more) in both"
         raise DataError(root, expected="videos of new names", found=found, remedy="leave them out with --split")
+    stored = {"masks": request.target(plan.source).codec, "scaling": request.options.record().get("scaling")}
+    wanted = {"masks": manifest.mask_codec, "scaling": manifest.options.get("scaling")}
+    if stored != wanted:
+        remedy = "give the options the set was built with, or build another set"
+        raise DataError(root, expected=f"new videos stored as the others: {wanted}", found=f"{stored}", remedy=remedy)
+
+
+def _build(request: BuildRequest, plan: Plan) -> None:
     with tqdm(total=sum(size.num_frames for size in plan.sizes.values()), unit="frame") as bar:
 
         def show(progress: Progress) -> None:

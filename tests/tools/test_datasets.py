@@ -85,6 +85,11 @@ def test_append_converts_new_videos_into_new_shards(parent, more, tmp_path, caps
     assert {name: data for name, data in files_of(parent).items() if not name.startswith(APPEND_FOLDER)} == grown
 
 
+def test_append_refuses_videos_that_would_be_stored_otherwise(parent, more):
+    with pytest.raises(DataError, match=r"stored as the others: .*'scaling': None.*found .*'scaling': \{"):
+        datasets(["append", str(parent), "davis2017", str(more), "--jobs", "1", "--shorter-side", "30"])
+
+
 def test_merge_and_rebuild_index(parent, more, tmp_path, capsys):
     other = build_set(more, tmp_path / "sets", name="more").root
     assert datasets(["merge", str(parent), str(other), str(tmp_path / "all"), "--link", "hardlink"]) == 0
