@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from models.weight_files import read_tensors
 
 RESIDUAL_START = 0.2
 """Weight of the last batch norm of each residual branch where there are no ImageNet weights."""
@@ -205,8 +208,11 @@ def _imagenet_part(trunk: nn.Module) -> dict[str, Tensor]:
 
 
 def _read_imagenet(path: Path, *, first_stage: str) -> dict[str, Tensor]:
+    content = read_tensors(path)
+    if not isinstance(content, Mapping):
+        raise ValueError(f"{path}: expected a state dict (names to tensors), found a {type(content).__name__}")
     return {
-        re.sub(r"^layer1\.", f"{first_stage}.", name): tensor
-        for name, tensor in torch.load(path, map_location="cpu", weights_only=True).items()
-        if not name.startswith(("layer4.", "fc."))
+        re.sub(r"^layer1\.", f"{first_stage}.", str(name)): tensor
+        for name, tensor in content.items()
+        if not str(name).startswith(("layer4.", "fc."))
     }

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import pickle
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -11,6 +10,7 @@ from torch import Tensor, nn
 
 from models import Rde, find
 from models.backbones import orthogonal_stem
+from models.weight_files import read_tensors
 
 VALUE_STEM = "value_encoder.conv1.weight"
 SAM_PREFIX = "mem_compress."
@@ -56,15 +56,9 @@ def read_state(path: Path) -> dict[str, Tensor]:
 
     Raises ValueError for a file that is not one, OSError for one that cannot be read.
     """
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, KeyError) as error:
-        raise ValueError(
-            f"{path}: expected a checkpoint of tensors written by torch.save, found a file torch cannot read; "
-            "copy or download it again"
-        ) from error
+    content = read_tensors(path)
     state = content.get("model", content) if isinstance(content, Mapping) else content
-    if not isinstance(state, Mapping) or not all(isinstance(value, Tensor) for value in state.values()):
+    if not _is_state(state):
         raise ValueError(
             f"{path}: expected a state dict (names to tensors), or a checkpoint with one under 'model', "
             f"found {_described(content)}; give the file with the network's weights"
@@ -108,6 +102,12 @@ def grow_value_stem(state: Mapping[str, Tensor], generator: torch.Generator) -> 
     stem = state[VALUE_STEM]
     extra = orthogonal_stem(stem.shape[0], 1, generator).to(stem)
     return {**state, VALUE_STEM: torch.cat([stem, extra], 1)}
+
+
+def _is_state(content: object) -> bool:
+    return isinstance(content, Mapping) and all(
+        isinstance(name, str) and isinstance(value, Tensor) for name, value in content.items()
+    )
 
 
 def _stem_channels(state: Mapping[str, Tensor]) -> int | None:

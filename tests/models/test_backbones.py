@@ -108,3 +108,13 @@ def test_rde_takes_its_trunks_from_files_and_then_has_nothing_to_warn_of(
     assert torch.equal(model.get_parameter("value_encoder.layer3.1.conv2.weight"), value_state["layer3.1.conv2.weight"])
     mask_channels = model.value_encoder.conv1.weight[:, 3:].flatten(1)
     torch.testing.assert_close(mask_channels @ mask_channels.T, torch.eye(BASE), atol=1e-5, rtol=0)
+
+
+def test_a_file_that_holds_no_weights_is_refused_with_its_path(tmp_path: Path) -> None:
+    path = tmp_path / "page.pth"
+    path.write_text("<html>not found</html>")
+    with pytest.raises(ValueError, match=r"page\.pth: expected a checkpoint of tensors written by torch\.save"):
+        load_imagenet(ResNet50Trunk(BASE), path)
+    torch.save([1, 2], path)
+    with pytest.raises(ValueError, match=r"page\.pth: expected a state dict .* found a list"):
+        load_imagenet(ResNet50Trunk(BASE), path)

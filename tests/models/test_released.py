@@ -150,3 +150,16 @@ def test_an_unknown_model_and_a_missing_file_are_told_apart(small_model: Rde, tm
         load("stm", _saved(small_model.state_dict(), tmp_path))
     with pytest.raises(FileNotFoundError, match="nowhere"):
         load("rde", tmp_path / "nowhere.pth")
+
+
+def test_files_of_anything_else_are_refused_in_one_message(small_model: Rde, tmp_path: Path) -> None:
+    path = tmp_path / "model.pth"
+    legacy = tmp_path / "legacy.pth"
+    torch.save(small_model.state_dict(), legacy, _use_new_zipfile_serialization=False)
+    contents = [b"", b"0", b"0" * 50, b"(e.", b"\x80\x02aaaa", b"\x80\x02.", bytes(4096), legacy.read_bytes()[:100]]
+    for content in contents:
+        path.write_bytes(content)
+        with pytest.raises(ValueError, match=r"model\.pth: expected a checkpoint of tensors written by torch\.save"):
+            load("rde", path)
+    with pytest.raises(ValueError, match=r"expected a state dict .names to tensors."):
+        load("rde", _saved({1: torch.zeros(3)}, tmp_path))
