@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from models import build
 from models.released import load_strictly
 from shards.errors import DataError
-from shards.storage import replacing
+from shards.storage import remove_unfinished, replacing
 from trainers.config_reading import ConfigError
 
 logger = logging.getLogger(__name__)
@@ -64,12 +64,23 @@ class Checkpoint:
 
 
 def save_checkpoint(folder: Path, checkpoint: Checkpoint, *, keep: int) -> Path:
-    """Write checkpoint-<step>.pt into `folder`, then remove all but the newest `keep`. Returns its path."""
+    """Write checkpoint-<step>.pt into `folder`, then remove all but the newest `keep`. Returns its path.
+
+    Raises OSError if it cannot be written; the checkpoints that are there stay.
+    """
     folder.mkdir(parents=True, exist_ok=True)
+    remove_unfinished(folder)
     path = folder / f"checkpoint-{checkpoint.step}.pt"
     fields = {name: getattr(checkpoint, name) for name in Checkpoint.__dataclass_fields__}
-    with replacing(path) as file:
-        torch.save(fields, file)
+    try:
+        with replacing(path) as file:
+            torch.save(fields, file)
+    except (OSError, RuntimeError) as error:
+        # Closing its archive, torch covers the reason (a full disk, say) with a message about positions.
+        reason = error if isinstance(error, OSError) else error.__context__
+        if not isinstance(reason, OSError):
+            raise
+        raise OSError(f"{path} cannot be written ({reason}); make room and go on with --resume") from error
     for old in list_checkpoints(folder)[keep:]:
         old.unlink()
     return path

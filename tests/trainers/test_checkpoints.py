@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import errno
+import io
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import IO
 
 import pytest
 import torch
+from typing_extensions import Buffer
 
 from shards.errors import DataError
 from trainers.checkpoints import (
@@ -55,6 +61,41 @@ def test_a_failed_write_leaves_the_old_file_and_no_new_one(tmp_path: Path) -> No
         save_checkpoint(tmp_path, replace(SMALL, versions={"bad": (lambda: 0)}), keep=3)  # type: ignore[dict-item]
     assert path.read_bytes() == before
     assert list_checkpoints(tmp_path) == [path]
+
+
+@pytest.mark.parametrize("room", [0, 3000])
+def test_a_full_disk_is_one_message_and_leaves_the_checkpoints_there_are(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, room: int
+) -> None:
+    path = save_checkpoint(tmp_path, SMALL, keep=1)
+
+    @contextmanager
+    def full_disk(_path: Path) -> Iterator[IO[bytes]]:
+        yield FullDisk(room)
+
+    monkeypatch.setattr("trainers.checkpoints.replacing", full_disk)
+    with pytest.raises(OSError, match=r"checkpoint-11\.pt cannot be written .*No space left.* make room"):
+        save_checkpoint(tmp_path, replace(SMALL, step=11), keep=1)
+    assert list_checkpoints(tmp_path) == [path]
+
+
+class FullDisk(io.BytesIO):
+    """A file on a disk with so many bytes of room."""
+
+    def __init__(self, room: int) -> None:
+        super().__init__()
+        self.room = room
+
+    def write(self, data: Buffer) -> int:
+        if self.tell() + memoryview(data).nbytes > self.room:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return super().write(data)
+
+
+def test_what_a_killed_writer_left_goes_with_the_next_checkpoint(tmp_path: Path) -> None:
+    (tmp_path / "checkpoint-9.pt.0123abcd.tmp").write_bytes(b"half")
+    path = save_checkpoint(tmp_path, SMALL, keep=3)
+    assert list(tmp_path.iterdir()) == [path]
 
 
 @pytest.mark.parametrize("share", [0.0, 0.3, 0.99])
