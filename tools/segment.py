@@ -20,7 +20,8 @@ from models import MODELS
 from models.memory import BANK_MODES
 from models.released import load
 from tools.cli import Parser, run
-from trainers.prediction import RdeOptions, RdeSegmenter, choose_device
+from trainers.distributed import Ranks, choose_device
+from trainers.prediction import RdeOptions, RdeSegmenter
 from trainers.prediction_files import (
     VideoTiming,
     claim_folder,
@@ -40,7 +41,7 @@ def main() -> None:
 def segment(arguments: list[str]) -> int:
     """The tool; returns its exit status."""
     options = _parse(arguments)
-    device = choose_device(options.device)
+    device = choose_device(options.device, Ranks())
     source = open_videos(options.dataset)
     videos = tuple(dict.fromkeys(options.videos)) if options.videos else source.select(options.split)
     require_first_masks(source, videos)

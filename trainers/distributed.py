@@ -49,15 +49,17 @@ def choose_device(name: str, ranks: Ranks) -> torch.device:
     """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
-    device = torch.device(name)
-    if device.type == "cuda":
-        if not torch.cuda.is_available():
-            raise ValueError(f"device={name} but torch sees no GPU; use device=cpu or device=auto")
-        index = ranks.local_rank if device.index is None else device.index
-        if index >= torch.cuda.device_count():
-            raise ValueError(f"device={name}: {torch.cuda.device_count()} GPUs here, none has number {index}")
-        return torch.device("cuda", index)
-    return device
+    kind, _, index = name.partition(":")
+    if kind not in ("cpu", "cuda") or (index and not index.isdecimal()):
+        raise ValueError(f"unknown device {name!r}; use auto, cpu, cuda, or cuda:1 and the like")
+    if kind == "cpu":
+        return torch.device("cpu")
+    if not torch.cuda.is_available():
+        raise ValueError(f"device={name} but torch sees no GPU; use device=cpu or device=auto")
+    number = int(index) if index else ranks.local_rank
+    if number >= torch.cuda.device_count():
+        raise ValueError(f"device={name}: {torch.cuda.device_count()} GPUs here, none has number {number}")
+    return torch.device("cuda", number)
 
 
 @contextmanager

@@ -176,19 +176,6 @@ def object_ids(labels: LabelMap) -> NDArray[np.uint8]:
     return ids[(ids != 0) & (ids != VOID)]
 
 
-def choose_device(name: str) -> torch.device:
-    """The device of that name, `auto`: the GPU if there is one, else the CPU. Raises ValueError if it is not there."""
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-    except RuntimeError as error:
-        raise ValueError(f"unknown device {name!r}: {error}") from None
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise ValueError(f"no device {name!r}: this machine has {torch.cuda.device_count()} GPUs; use auto or cpu")
-    return device
-
-
 def _start(segmenter: Segmenter, pixels: Tensor, first: LabelMap, ids: NDArray[np.uint8]) -> None:
     labels = torch.tensor(first, device=pixels.device)
     masks = torch.stack([labels == int(object_id) for object_id in ids]).float()[None]  # (1, O, H, W)

@@ -48,6 +48,9 @@ def test_a_device_that_is_not_there_is_refused_with_what_is(monkeypatch: pytest.
     assert choose_device("auto", Ranks()) == CPU
     with pytest.raises(ValueError, match="device=cuda but torch sees no GPU; use device=cpu or device=auto"):
         choose_device("cuda", Ranks())
+    for name in ("gpu0", "meta", "mps", "cuda:x", ""):
+        with pytest.raises(ValueError, match=f"unknown device {name!r}; use auto, cpu, cuda"):
+            choose_device(name, Ranks())
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     second = Ranks(rank=1, world_size=2, local_rank=1, local_world_size=2)

@@ -20,7 +20,6 @@ from trainers.prediction import (
     ModelClock,
     RdeOptions,
     RdeSegmenter,
-    choose_device,
     object_ids,
     segment_video,
 )
@@ -242,11 +241,3 @@ def test_object_ids_leave_out_background_and_void() -> None:
 def test_impossible_options_are_refused(options: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         RdeOptions(**options)
-
-
-def test_an_unknown_device_is_refused() -> None:
-    assert choose_device("cpu") == CPU
-    with pytest.raises(ValueError, match="unknown device 'gpu0'"):
-        choose_device("gpu0")
-    with pytest.raises(ValueError, match=r"no device 'cuda:99'.*use auto or cpu"):
-        choose_device("cuda:99")
