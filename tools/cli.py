@@ -14,6 +14,7 @@ from typing import NoReturn
 BAD_DATA = 1
 BAD_USAGE = 2
 INTERRUPTED = 130
+OUTPUT_CLOSED = 141
 
 
 class Parser(argparse.ArgumentParser):
@@ -33,10 +34,16 @@ def run(tool: Callable[[list[str]], int], arguments: list[str] | None = None) ->
     VOSFORGE_TRACEBACK=1 shows the traceback always.
     """
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
-    signal.signal(signal.SIGPIPE, signal.SIG_DFL)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     name = Path(sys.argv[0]).name  # run as a file, the tool's module is called __main__
     try:
         status = tool(sys.argv[1:] if arguments is None else arguments)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        # Whoever read our output (head, less) has gone. Not by SIGPIPE's default, which would also end the tool without
+        # a word when one of its worker processes dies.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        status = OUTPUT_CLOSED
     except KeyboardInterrupt as error:
         print(f"\n{name}: stopped by Ctrl-C{_notes(error)}", file=sys.stderr)
         status = INTERRUPTED

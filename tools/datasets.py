@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 if __name__ == "__main__":
+    import signal
     import sys
     from pathlib import Path
 
-    # Replaced, not inserted: with tools/ on the path its modules would shadow installed ones.
-    sys.path[0] = str(Path(__file__).resolve().parent.parent)
+    sys.path[0] = str(Path(__file__).resolve().parent.parent)  # replaced: tools/ must not shadow installed modules
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C during the imports below ends quietly; run() takes it over
 
 import json
 import os

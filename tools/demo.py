@@ -6,10 +6,12 @@ Every step is one of the other tools, run as you would run it; the command is pr
 from __future__ import annotations
 
 if __name__ == "__main__":
+    import signal
     import sys
     from pathlib import Path
 
-    sys.path[0] = str(Path(__file__).resolve().parent.parent)
+    sys.path[0] = str(Path(__file__).resolve().parent.parent)  # replaced: tools/ must not shadow installed modules
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C during the imports below ends quietly; run() takes it over
 
 import json
 import os
@@ -24,6 +26,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from pipelines.pictures import save_png
 from shards.errors import DataError
 from shards.reader import ShardSet
 from shards.sources.moving_shapes import MovingShapes, write_moving_shapes
@@ -132,10 +135,10 @@ def _split_to_score(path: Path) -> str:
 
 def _draw(out: Path, config: Config, shard_set: Path, split: str) -> tuple[Path, Path]:
     clips, masks = out / "clips.png", out / "masks.png"
-    clip_sheet(config, stage=0, step=0).save(clips)
+    save_png(clip_sheet(config, stage=0, step=0), clips)
     source = open_videos(shard_set)
     results = {"before training": out / "before", "after training": out / "after"}
-    result_sheet(source, results, source.select(split)[:SHEET_VIDEOS]).save(masks)
+    save_png(result_sheet(source, results, source.select(split)[:SHEET_VIDEOS]), masks)
     return clips, masks
 
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 if __name__ == "__main__":
+    import signal
     import sys
     from pathlib import Path
 
-    sys.path[0] = str(Path(__file__).resolve().parent.parent)  # replaced: tools/ itself must not be importable from
+    sys.path[0] = str(Path(__file__).resolve().parent.parent)  # replaced: tools/ must not shadow installed modules
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C during the imports below ends quietly; run() takes it over
 
 import os
 from argparse import Namespace

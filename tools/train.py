@@ -6,10 +6,12 @@ Several processes: `torchrun --standalone --nproc-per-node=2 tools/train.py CONF
 from __future__ import annotations
 
 if __name__ == "__main__":
+    import signal
     import sys
     from pathlib import Path
 
-    sys.path[0] = str(Path(__file__).resolve().parent.parent)
+    sys.path[0] = str(Path(__file__).resolve().parent.parent)  # replaced: tools/ must not shadow installed modules
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C during the imports below ends quietly; run() takes it over
 
 import logging
 import os

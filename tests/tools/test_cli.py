@@ -2,20 +2,14 @@
 
 from __future__ import annotations
 
-import signal
-from collections.abc import Iterator
+import subprocess
+import sys
 
 import pytest
 
 from shards.errors import DataError
+from tests.conftest import REPOSITORY
 from tools.cli import Parser, run
-
-
-@pytest.fixture(autouse=True)
-def restored_pipe_signal() -> Iterator[None]:
-    before = signal.getsignal(signal.SIGPIPE)
-    yield
-    signal.signal(signal.SIGPIPE, before)
 
 
 def status_of(error: BaseException | None) -> int:
@@ -85,3 +79,15 @@ def test_wrong_usage_is_one_line_and_status_2(capsys: pytest.CaptureFixture[str]
         Parser(prog="tool.py").parse_args(["--no-such"])
     assert stopped.value.code == 2
     assert capsys.readouterr().err == "tool.py: unrecognized arguments: --no-such (see tool.py --help)\n"
+
+
+def test_a_reader_that_goes_away_ends_a_tool_quietly() -> None:
+    code = "from tools.cli import run\nrun(lambda _: [print('x' * 100) for _ in range(100_000)] and 0, [])"
+    with subprocess.Popen(
+        [sys.executable, "-c", code], cwd=REPOSITORY, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    ) as tool:
+        assert tool.stdout is not None and tool.stderr is not None
+        tool.stdout.readline()
+        tool.stdout.close()
+        assert tool.stderr.read() == b""
+    assert tool.returncode == 141
