@@ -17,7 +17,15 @@ from models.layers import use_channels_last
 from models.released import load_strictly, start_from
 from trainers.checkpoints import Checkpoint, list_checkpoints, read_newest, refuse_another_run, save_checkpoint
 from trainers.config import Config, ConfigError, as_plain
-from trainers.distributed import choose_device, process_group, read_ranks, share_threads, sum_over_ranks
+from trainers.distributed import (
+    Ranks,
+    choose_device,
+    gather_objects,
+    process_group,
+    read_ranks,
+    share_threads,
+    sum_over_ranks,
+)
 from trainers.journal import Journal, Report
 from trainers.loop import Ending, Hooks, StageRun, train_stage
 from trainers.provenance import read_versions
@@ -75,6 +83,7 @@ def train(config: Config, *, resume: bool = False, on_step: Callable[[int, float
         checkpoint = None if found is None else found[1]
         model = _make_model(config, found).to(device)
         step = 0 if checkpoint is None else checkpoint.step
+        _require_one_start(config, step, fingerprints, ranks)
         journal = None
         if ranks.is_first:
             journal = stack.enter_context(Journal(config.folder, step=step, tensorboard=config.tensorboard))
@@ -169,6 +178,19 @@ def _find_start(config: Config, *, resume: bool) -> tuple[Path, Checkpoint] | No
     if found is None:
         logger.info("nothing to resume in %s: starting from step 0", folder)
     return found
+
+
+def _require_one_start(config: Config, step: int, fingerprints: list[list[str]], ranks: Ranks) -> None:
+    """Raise ConfigError on every rank unless all found the same checkpoint and data: machines may see other disks."""
+    starts = gather_objects((step, fingerprints), ranks)
+    if any(found != fingerprints for _, found in starts):
+        problem = "processes found different data at the same paths"
+        raise ConfigError(config.folder, problem, remedy="give every machine the same shard sets")
+    steps = [found for found, _ in starts]
+    if len(set(steps)) > 1:
+        problem = f"processes would start from different steps: {', '.join(map(str, steps))}"
+        remedy = "let every machine see the same output folder, or copy the newest checkpoint into each"
+        raise ConfigError(config.folder, problem, remedy=remedy)
 
 
 def _make_model(config: Config, found: tuple[Path, Checkpoint] | None) -> Rde:

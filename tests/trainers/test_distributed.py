@@ -87,3 +87,44 @@ def test_two_ranks_take_the_same_batches_and_nearly_the_same_steps_as_one(tmp_pa
     for name, tensor in states[0].items():
         # Adam's first steps have the size of the learning rate whatever the gradient; 3 steps of 1e-4 at most apart.
         torch.testing.assert_close(tensor, states[1][name], atol=3e-4, rtol=1e-3, msg=name)
+
+
+def test_ranks_that_found_different_checkpoints_do_not_start(tmp_path: Path) -> None:
+    """Two machines with disks of their own: only one of them has the checkpoint."""
+    values = plain_config(build_shards(tmp_path), Path("run"))
+    config = write_config(tmp_path / "config.yaml", values)
+    for rank in range(2):
+        (tmp_path / str(rank)).mkdir()
+    script = tmp_path / "start_in_a_folder_of_its_own.py"
+    tool = REPOSITORY / "tools" / "train.py"
+    script.write_text(
+        "import os, runpy, sys\n"
+        f"os.chdir(os.path.join({str(tmp_path)!r}, os.environ.get('RANK', '0')))\n"
+        f"sys.argv[0] = {str(tool)!r}\n"
+        "runpy.run_path(sys.argv[0], run_name='__main__')\n"
+    )
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    alone = subprocess.run(
+        [sys.executable, script, config, "stages.0.steps=6"], capture_output=True, env=environment, check=True
+    )
+    assert b"finished after step 6" in alone.stdout
+    together = subprocess.run(
+        [
+            sys.executable,
+            "-m",
+            "torch.distributed.run",
+            "--standalone",
+            "--nproc-per-node=2",
+            script,
+            config,
+            "--resume",
+        ],
+        capture_output=True,
+        text=True,
+        env=environment,
+        check=False,
+        timeout=120,
+    )
+    assert together.returncode != 0
+    message = "run: processes would start from different steps: 6, 0; let every machine see the same output folder"
+    assert message in together.stderr
