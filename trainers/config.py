@@ -46,7 +46,7 @@ def _plain_table(table: Table) -> list[list[float]]:
 
 
 Count = Annotated[int, BeforeValidator(_number), Field(gt=0)]
-NotNegative = Annotated[float, BeforeValidator(_number), Field(ge=0)]
+NotNegative = Annotated[float, BeforeValidator(_number), Field(ge=0, allow_inf_nan=False)]
 Rows = Annotated[Table, BeforeValidator(_table), PlainSerializer(_plain_table)]
 
 _STRICT = ConfigDict(extra="forbid", arbitrary_types_allowed=True)
@@ -102,10 +102,13 @@ class Stage:
     precision: Precision = "fp32"
 
     def __post_init__(self) -> None:
-        """Refuse an empty mix and a recipe that cannot be made."""
+        """Refuse an empty mix, a negative learning rate, and clips that cannot be made or trained on."""
         if not self.data:
             raise ValueError("data names no shard set; give a list with at least one path")
-        self.clip_recipe()
+        if min(value for _, value in self.learning_rate.rows) < 0:
+            raise ValueError("learning_rate has a negative value; weights would climb the loss")
+        recipe = self.clip_recipe()
+        self.objective.require_clips(recipe.num_frames, recipe.size)
 
     def clip_recipe(self) -> Recipe:
         """The recipe as an object that makes plans. Raises ValueError for options it does not take."""
@@ -130,7 +133,7 @@ class Config:
     # Weights to start from: one of our checkpoints or a file of the authors. Only weights are taken from it.
     start_from: Path | None = None
     # Names every clip's numbers and a random start; the published runs use this one.
-    seed: Annotated[int, BeforeValidator(_number), Field(ge=0)] = 14159265
+    seed: Annotated[int, BeforeValidator(_number), Field(ge=0, lt=2**64)] = 14159265
     # Where the run writes; by default runs/<name>.
     output: Path | None = None
     # auto: the GPU of this rank where there is one, else the CPU.

@@ -78,6 +78,14 @@ def test_overrides_reach_into_lists_and_make_missing_mappings(tmp_path: Path) ->
         (["stages.0.recipe={name: rde_vidoe}"], "stages.0: no recipe 'rde_vidoe', did you mean 'rde_video'"),
         (["stages.0.recipe={name: rde_video, max_gapp: 3}"], "did you mean 'max_gap'"),
         (["stages.0.recipe={size: 64}"], "recipe has no name; there are: rde_video"),
+        (
+            ["stages.0.recipe={name: rde_video, size: 40}"],
+            "multiples of 16 and at least 32, got 40x40; set recipe.size",
+        ),
+        (["stages.0.recipe={name: rde_video, num_frames: 3}"], "clips of 5 frames, got 3; set recipe.num_frames"),
+        (["stages.0.learning_rate=[[0, 1e-4], [0.5, -1e-4]]"], "learning_rate has a negative value"),
+        (["stages.0.weight_decay=.inf"], "stages.0.weight_decay: inf does not fit; .*finite"),
+        (["seed=99999999999999999999"], "seed: 99999999999999999999 does not fit; .*less than 1844674407370955"),
         (["model.name=rdee"], r"model: unknown model 'rdee'; did you mean 'rde'\?"),
         (["stages=[]"], "stages is empty"),
         (

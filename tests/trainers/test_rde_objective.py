@@ -222,12 +222,21 @@ def test_another_clip_length_is_refused() -> None:
         RdeObjective(Rde(width=0.0625))(**batch, top_p=1.0)
 
 
+@pytest.mark.parametrize("size", [(40, 32), (16, 64)])
+def test_frames_that_the_network_cannot_divide_are_refused(size: tuple[int, int]) -> None:
+    RdeOptions.require_clips(5, (32, 48))
+    with pytest.raises(ValueError, match=rf"multiples of 16 and at least 32, got {size[0]}x{size[1]}; set recipe.size"):
+        RdeOptions.require_clips(5, size)
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
         ({"top_p": 0.0}, "top_p must lie"),
         ({"top_p_start_step": 9, "top_p_end_step": 5}, "between 0 and top_p_end_step"),
         ({"temperature": 0.0}, "temperature must be positive"),
+        ({"temperature": float("inf")}, "must be finite"),
+        ({"value_weight": float("nan")}, "must be finite"),
     ],
 )
 def test_options_outside_their_range_are_refused(change: dict[str, float], message: str) -> None:

@@ -5,6 +5,7 @@ Source: RDE-VOS, Li et al. 2022. docs/rde.md lists what the published code does 
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
@@ -23,6 +24,8 @@ from trainers.losses import (
 )
 
 NUM_FRAMES = 5
+SMALLEST_SIDE = 32
+"""The SAM pools 2x2 positions of 16 pixels."""
 
 
 @dataclass(frozen=True)
@@ -54,6 +57,20 @@ class RdeOptions:
             raise ValueError("top_p_start_step must lie between 0 and top_p_end_step")
         if self.temperature <= 0 or min(self.value_weight, self.frame_2_weight, self.frame_4_weight) < 0:
             raise ValueError("temperature must be positive and no weight negative")
+        numbers = (self.temperature, self.value_weight, self.frame_2_weight, self.frame_4_weight)
+        if not all(math.isfinite(number) for number in numbers):
+            raise ValueError("temperature and weights must be finite")
+
+    @staticmethod
+    def require_clips(num_frames: int, size: tuple[int, int]) -> None:
+        """Raise ValueError for clips the objective cannot train on. size: height and width in pixels."""
+        if num_frames != NUM_FRAMES:
+            raise ValueError(f"RDE trains on clips of {NUM_FRAMES} frames, got {num_frames}; set recipe.num_frames")
+        if any(side % 16 or side < SMALLEST_SIDE for side in size):
+            raise ValueError(
+                f"RDE trains on frames whose sides are multiples of 16 and at least {SMALLEST_SIDE}, got "
+                f"{size[0]}x{size[1]}; set recipe.size"
+            )
 
 
 class Segmentation(NamedTuple):
@@ -107,12 +124,9 @@ class RdeObjective(nn.Module):
         images (B, 5, 3, H, W) normalised float, H and W multiples of 16; masks (B, 5, H, W) uint8 slots, 255 = void;
         num_objects (B,) int64; first_masks (B, K, H, W) float, frame 0 with damage; top_p in (0, 1].
         Returns the loss, a float32 scalar (the mean over clips), and detached scalars for the log (see `summarise`).
-        Raises ValueError for another clip length.
+        Raises ValueError for another clip length or size.
         """
-        if images.shape[1] != NUM_FRAMES:
-            raise ValueError(
-                f"RDE trains on clips of {NUM_FRAMES} frames, got {images.shape[1]}; set recipe.num_frames"
-            )
+        self.options.require_clips(images.shape[1], (images.shape[3], images.shape[4]))
         in_use = slots_in_use(num_objects, first_masks.shape[1])
         features = self.model.encode_key(images)
         clean_masks = slot_masks(masks[:, 0], first_masks.shape[1])
