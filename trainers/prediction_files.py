@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from shards.errors import DataError
 from shards.manifest import encode_json
-from shards.storage import write_bytes
+from shards.storage import remove_unfinished, write_bytes
 from trainers.label_files import write_label_map
 from trainers.prediction import ModelClock, Segmenter, object_ids, segment_video
 from trainers.videos import VideoSource
@@ -54,7 +54,8 @@ def claim_folder(folder: Path, settings: dict[str, Any]) -> None:
     """
     path = folder / SETTINGS_FILE
     if not path.is_file():
-        if folder.is_dir() and any(folder.iterdir()):
+        # A run killed in its first moment leaves its settings unfinished.
+        if folder.is_dir() and any(not file.match(f"{SETTINGS_FILE}.*.tmp") for file in folder.iterdir()):
             raise DataError(
                 folder,
                 expected=f"an empty folder, or one begun by this tool ({SETTINGS_FILE})",
@@ -64,7 +65,7 @@ def claim_folder(folder: Path, settings: dict[str, Any]) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         write_bytes(path, encode_json(settings))
         return
-    found = json.loads(path.read_bytes())
+    found = _read_settings(path)
     differences = [name for name in sorted({*found, *settings}) if found.get(name) != settings.get(name)]
     if differences:
         raise DataError(
@@ -75,13 +76,25 @@ def claim_folder(folder: Path, settings: dict[str, Any]) -> None:
         )
 
 
+def _read_settings(path: Path) -> dict[str, Any]:
+    try:
+        found = json.loads(path.read_bytes())
+    except ValueError as error:
+        found = f"no JSON ({error})"
+    if not isinstance(found, dict):
+        raise DataError(
+            path, expected="the settings of the run that began here", found=str(found), remedy="give another OUT"
+        )
+    return found
+
+
 def is_finished(folder: Path, source: VideoSource, video: str) -> bool:
     """Whether every frame of the video has its file."""
     return all((folder / video / f"{frame}.png").is_file() for frame in source.frame_names(video))
 
 
 def require_first_masks(source: VideoSource, videos: Iterable[str]) -> None:
-    """Raise DataError for the first video whose first frame has no label map to start from."""
+    """Raise DataError for the first video whose first frame has no label map, or that lacks the image of one."""
     for video in videos:
         frames, annotated = source.frame_names(video), source.annotated_names(video)
         if not frames or frames[0] not in annotated:
@@ -91,6 +104,14 @@ def require_first_masks(source: VideoSource, videos: Iterable[str]) -> None:
                 found="no label map" if frames else "no frames",
                 remedy="complete the video, or name the videos to segment",
             )
+        for frame in annotated:
+            if frame not in frames:
+                raise DataError(
+                    source.locate(video, frame),
+                    expected="the image of an annotated frame",
+                    found="no such file",
+                    remedy="complete the video, or name the videos to segment",
+                )
 
 
 def segment_to_folder(
@@ -108,6 +129,7 @@ def segment_to_folder(
     first = source.read_labels(video, names[0])
     palette = source.palette(video)
     (folder / video).mkdir(parents=True, exist_ok=True)
+    remove_unfinished(folder / video)
     with ThreadPoolExecutor(1) as reader, ThreadPoolExecutor(1) as writer:
         frames = read_ahead(lambda name: _read_frame(source, video, name), names, reader)
         writes: deque[Future[None]] = deque()

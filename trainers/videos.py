@@ -191,9 +191,14 @@ class ShardVideos:
 
 def read_split_list(path: Path) -> tuple[str, ...]:
     """Video names of a split list, each once: one per line, or DAVIS 2016's pairs of file names."""
-    lines = [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines()]
+    try:
+        lines = [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines()]
+    except UnicodeDecodeError as error:
+        raise DataError(path, expected="a text file", found=f"{error}", remedy="restore the list") from None
     names = (PurePosixPath(line.split()[0]).parent.name if line.startswith("/") else line for line in lines if line)
-    return tuple(dict.fromkeys(names))
+    if not (videos := tuple(dict.fromkeys(names))):
+        raise DataError(path, expected="names of videos", found="none", remedy="restore the list")
+    return videos
 
 
 def time_order(names: Iterable[str]) -> tuple[str, ...]:

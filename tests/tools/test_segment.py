@@ -117,6 +117,25 @@ def test_a_folder_with_other_files_is_left_alone(weights: Path, tree: Path, tmp_
     assert [path.name for path in (tmp_path / "mine").iterdir()] == ["notes.txt"]
 
 
+def test_damaged_settings_are_named(weights: Path, tree: Path, tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    for content, found in (("{", "no JSON"), ("[1, 2]", r"\[1, 2\]")):
+        (tmp_path / "out" / "segment.json").write_text(content)
+        with pytest.raises(DataError, match=rf"segment\.json: expected the settings of the run .* found {found}"):
+            run_segment(weights, tree, tmp_path / "out")
+
+
+def test_what_a_killed_run_left_unfinished_is_in_nobodys_way(weights: Path, tree: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "segment.json.0123abcd.tmp").write_text("{")
+    run_segment(weights, tree, out, "--videos", "one")
+    (out / "one" / "00002.png").unlink()
+    (out / "one" / "00002.png.0123abcd.tmp").write_bytes(b"half")
+    run_segment(weights, tree, out, "--videos", "one")
+    assert sorted(path.name for path in (out / "one").iterdir()) == [f"{frame:05d}.png" for frame in range(5)]
+
+
 def test_the_settings_name_weights_and_bank(weights: Path, tree: Path, tmp_path: Path) -> None:
     run_segment(weights, tree, tmp_path / "out", "--videos", "one", "--top-k", "all", "--include-last")
     settings = json.loads((tmp_path / "out" / "segment.json").read_text())
@@ -139,6 +158,17 @@ def test_a_missing_first_mask_is_named_before_any_work(weights: Path, tree: Path
     (tree / "Annotations" / "480p" / "two" / "00000.png").unlink()
     with pytest.raises(
         DataError, match=r"two/00000\.jpg: expected a first frame with its label map, found no label map"
+    ):
+        run_segment(weights, tree, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_annotated_frame_without_its_image_is_named_before_any_work(
+    weights: Path, tree: Path, tmp_path: Path
+) -> None:
+    (tree / "JPEGImages" / "480p" / "two" / "00003.jpg").unlink()
+    with pytest.raises(
+        DataError, match=r"two/00003\.jpg: expected the image of an annotated frame, found no such file"
     ):
         run_segment(weights, tree, tmp_path / "out")
     assert not (tmp_path / "out").exists()

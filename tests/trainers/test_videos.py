@@ -13,7 +13,7 @@ from shards.palettes import voc_palette
 from shards.plan import BuildRequest, make_plan
 from tests.trainers.small_videos import label_map, write_results, write_tree
 from trainers.benchmarks import PROTOCOLS, evaluate, find_results
-from trainers.videos import VideoSource, open_videos
+from trainers.videos import VideoSource, open_videos, read_split_list
 
 VIDEOS = {"one": (1,), "vidéo 2": (1, 2)}
 
@@ -80,3 +80,11 @@ def test_a_frame_without_annotation_is_not_an_empty_one(tree: Path, tmp_path: Pa
 def test_unknown_videos_are_named(source: VideoSource) -> None:
     with pytest.raises(ValueError, match="nobody"):
         source.frame_names("nobody")
+
+
+@pytest.mark.parametrize(("content", "found"), [(b"\n \n", "none"), (b"\xff\xfe\x00", "'utf-8' codec can't decode")])
+def test_a_list_without_names_is_refused(tmp_path: Path, content: bytes, found: str) -> None:
+    path = tmp_path / "val.txt"
+    path.write_bytes(content)
+    with pytest.raises(DataError, match=rf"val\.txt: expected .* found {found}"):
+        read_split_list(path)
