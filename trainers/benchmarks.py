@@ -10,6 +10,7 @@ import logging
 import multiprocessing
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -178,6 +179,8 @@ def _score_all(
         try:
             for future in futures:
                 yield future.result()
+        except BrokenProcessPool:
+            raise OSError("a worker process was killed (out of memory?); score again with fewer --jobs") from None
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
 

@@ -26,7 +26,7 @@ def read_label_map(path: Path) -> LabelMap:
             mode, labels = image.mode, np.asarray(image)
     except FileNotFoundError:
         raise DataError(path, expected="a label map", found="no such file", remedy="write this frame") from None
-    except (OSError, SyntaxError, ValueError) as error:
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         remedy = "write this frame again"
         raise DataError(
             path, expected="a PNG label map", found=f"damaged or not PNG ({error})", remedy=remedy

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 from pathlib import Path
 
 import numpy as np
@@ -12,9 +13,9 @@ from shards.errors import DataError
 from tests.trainers.scoring_oracle import slow_measure, slow_region
 from tests.trainers.small_videos import HEIGHT, WIDTH, label_map, save_labels, write_results, write_tree
 from trainers.benchmarks import PROTOCOLS, ObjectScores, evaluate, find_results, global_scores
-from trainers.label_files import read_label_map, write_label_map
+from trainers.label_files import LabelMap, read_label_map, write_label_map
 from trainers.score_reports import GLOBAL_COLUMNS, Report, format_report, write_report
-from trainers.videos import open_videos, read_split_list, time_order
+from trainers.videos import DavisFolder, open_videos, read_split_list, time_order
 
 VIDEOS = {"one": (1,), "two": (1, 2)}
 
@@ -64,6 +65,26 @@ def test_processes_change_nothing(truth: Path, results: Path) -> None:
         assert (ours.video, ours.number, ours.frames) == (theirs.video, theirs.number, theirs.frames)
         np.testing.assert_array_equal(ours.region, theirs.region)
         np.testing.assert_array_equal(ours.boundary, theirs.boundary)
+
+
+def test_a_picture_too_large_to_be_true_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    save_labels(tmp_path / "huge.png", label_map((1,), 0))
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
+    with pytest.raises(DataError, match=r"huge\.png: expected a PNG label map, .*exceeds limit"):
+        read_label_map(tmp_path / "huge.png")
+
+
+class DyingFolder(DavisFolder):
+    """A folder that costs its reader's life."""
+
+    def read_labels(self, video: str, frame: str) -> LabelMap:
+        os._exit(9)
+
+
+def test_a_killed_process_is_one_message(truth: Path, results: Path) -> None:
+    videos = DavisFolder(truth, ("2017",)).select("val")
+    with pytest.raises(OSError, match=r"a worker process was killed .* fewer --jobs"):
+        evaluate(DyingFolder(truth, ("2017",)), find_results(results, videos), PROTOCOLS["davis2017"], videos, jobs=2)
 
 
 def test_an_error_in_a_process_reaches_the_caller_whole(truth: Path, results: Path) -> None:
