@@ -18,7 +18,7 @@ _TAR_BYTES = 1536
 
 @dataclass(frozen=True, slots=True)
 class Estimate:
-    """What a build is expected to take. num_frames: how many were timed. bytes: of all shards. seconds: on `jobs` cores.
+    """What a build is expected to take. num_frames: that were timed. bytes: of all shards. seconds: on `jobs` cores.
 
     Storage that is slower than the cores is in it as far as reading goes; writing is not.
     """
