@@ -186,7 +186,9 @@ def replacing(path: Location) -> Iterator[BinaryIO]:
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
-    except BaseException:
+    except BaseException as error:
+        if isinstance(error, OSError) and error.filename is None:
+            error.add_note(f"while writing {path}")  # a full disk does not say which
         # Room on a full disk; a killed process leaves its file to `remove_unfinished`.
         temporary.unlink(missing_ok=True)
         raise

@@ -206,9 +206,10 @@ def test_an_unknown_protocol_says_what_to_install():
 
 def test_a_local_file_that_fails_leaves_nothing(tmp_path):
     (tmp_path / "file").write_bytes(b"before")
-    with pytest.raises(OSError, match="half way"), replacing(tmp_path / "file") as file:
+    with pytest.raises(OSError, match="half way") as caught, replacing(tmp_path / "file") as file:
         file.write(b"torso")
         raise OSError("half way")
+    assert caught.value.__notes__ == [f"while writing {tmp_path / 'file'}"]
     assert files_of(tmp_path) == {"file": b"before"}
 
 
