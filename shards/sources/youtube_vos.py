@@ -78,7 +78,7 @@ def _wanted(root: Location, splits: tuple[str, ...] | None) -> list[str]:
 def _places(root: Location, split: str, findings: list[Finding]) -> dict[str, VideoFolders]:
     plain = split.removesuffix(ALL_FRAMES)
     images = images_folder(root, split)
-    listed = _read_meta(root / plain / "meta.json")
+    listed = read_meta(root / plain / "meta.json")
     label = f"{plain}/meta.json"
     names = sound_names(visible_folders(root / images), images, findings)
     findings += [unknown_video(label, name) for name in sorted(set(listed) - set(names))]
@@ -95,7 +95,8 @@ def _places(root: Location, split: str, findings: list[Finding]) -> dict[str, Vi
     return places
 
 
-def _read_meta(path: Location) -> dict[str, dict[int, ObjectFacts]]:
+def read_meta(path: Location) -> dict[str, dict[int, ObjectFacts]]:
+    """Objects of every video that meta.json lists, by video name and id. Raises DataError for anything else."""
     try:
         videos = json.loads(path.read_bytes())["videos"]
         return {name: _objects(entry) for name, entry in videos.items()}
