@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import heapq
 import os
+import threading
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from itertools import groupby
 from operator import itemgetter
@@ -148,15 +149,22 @@ def _listed(source: Bl30k, request: SourceRequest) -> Bl30k:
 def _index_all(tars: list[_Tar], request: SourceRequest) -> None:
     check = request.options.md5 == "check" and request.new
 
+    stop = threading.Event()
+
     def index(tar: _Tar) -> None:
-        index_tar(tar.path, tar.database, tar.label, PUBLISHED_MD5.get(tar.path.name) if check else None)
+        md5 = PUBLISHED_MD5.get(tar.path.name) if check else None
+        index_tar(tar.path, tar.database, tar.label, md5, stop=stop)
 
     with ThreadPoolExecutor(max(1, min(request.jobs, len(tars)))) as executor:
+        futures = [executor.submit(index, tar) for tar in tars]
         try:
-            list(executor.map(index, tars))
-        except BaseException:
-            executor.shutdown(wait=False, cancel_futures=True)
-            raise
+            wait(futures, return_when=FIRST_EXCEPTION)
+        finally:
+            # Reading one of these tars takes minutes: neither Ctrl-C nor a damaged one waits for the others.
+            stop.set()
+            executor.shutdown(cancel_futures=True)
+    for future in sorted(futures, key=lambda one: one.cancelled() or isinstance(one.exception(), InterruptedError)):
+        future.result()
 
 
 def _scratch(request: SourceRequest) -> Path:

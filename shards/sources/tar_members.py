@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
 import secrets
 import sqlite3
 import tarfile
+import threading
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
@@ -23,11 +25,14 @@ from shards.sources.folders import is_dropping, printable
 from shards.storage import Location, file_size
 from shards.tar import BLOCK, padded
 
+logger = logging.getLogger(__name__)
+
 FOLDERS = ("JPEGImages", "Annotations")
 # One for each odd member up to here, then a count: a tar of something else must not fill the disk with remarks.
 MAX_REMARKS = 100
 _VERSION = 1
 _READ_BYTES = 1 << 22
+_REPORT_BYTES = 10**10
 _MAX_HEADER_BYTES = 1 << 20
 _BATCH = 10_000
 _REGULAR = (tarfile.REGTYPE, tarfile.AREGTYPE, tarfile.CONTTYPE)
@@ -49,15 +54,19 @@ class VideoMember(NamedTuple):
     num_bytes: int
 
 
-def index_tar(tar: Location, database: Path, label: str, md5: str | None) -> None:
+def index_tar(
+    tar: Location, database: Path, label: str, md5: str | None, *, stop: threading.Event | None = None
+) -> None:
     """Make `database` for a tar unless it is there already, of the same bytes as far as size and time can tell.
 
-    md5: the sum that the tar must have, checked in the same pass; None reads headers only. label: for findings.
-    Raises DataError for a compressed, damaged, cut off or altered tar.
+    md5: the sum that the tar must have, checked in the same pass; None reads headers only. label: for findings. stop:
+    set by another thread, ends the walk with InterruptedError. Raises DataError for a compressed, damaged, cut off or
+    altered tar.
     """
     stamp = _stamp(tar, md5)
     if database.is_file() and _read_stamp(database) == stamp:
         return
+    logger.info("%s: reading %s", tar, "headers" if md5 is None else "all of it, for its MD5")
     database.parent.mkdir(parents=True, exist_ok=True)
     temporary = database.with_name(f"{database.name}.{secrets.token_hex(4)}.tmp")
     try:
@@ -69,7 +78,7 @@ def index_tar(tar: Location, database: Path, label: str, md5: str | None) -> Non
                 " PRIMARY KEY (video, folder, file, offset)) WITHOUT ROWID"
             )
             table.execute("CREATE TABLE facts (stamp TEXT, findings TEXT)")
-            findings = _fill(table, tar, label, md5)
+            findings = _fill(table, tar, label, md5, stop or threading.Event())
             table.execute("INSERT INTO facts VALUES (?, ?)", (stamp, json.dumps([list(one) for one in findings])))
             table.execute("COMMIT")
         temporary.replace(database)
@@ -113,18 +122,25 @@ class _Member(NamedTuple):
 class _Walk:
     """A tar read from front to back: content is stepped over, or read and hashed where a sum is wanted."""
 
-    def __init__(self, file: BinaryIO, size: int, hashed: bool) -> None:
+    def __init__(self, file: BinaryIO, size: int, *, hashed: bool, stop: threading.Event) -> None:
         self._file = file
+        self._stop = stop
+        self._reported = 0
         self.size = size
         self.position = 0
         self.md5 = hashlib.md5(usedforsecurity=False) if hashed else None
 
     def read(self, num_bytes: int) -> bytes:
         """The next bytes; fewer at the end."""
+        if self._stop.is_set():
+            raise InterruptedError("another tar failed, or the build was stopped")
         data = self._file.read(num_bytes)
         self.position += len(data)
         if self.md5 is not None:
             self.md5.update(data)
+            if self.position - self._reported >= _REPORT_BYTES:
+                self._reported = self.position
+                logger.info("%.0f of %.0f GB read", self.position / 1e9, self.size / 1e9)
         return data
 
     def skip(self, num_bytes: int) -> None:
@@ -137,7 +153,9 @@ class _Walk:
             num_bytes -= len(data)
 
 
-def _fill(table: sqlite3.Connection, tar: Location, label: str, md5: str | None) -> list[tuple[str, str, str]]:
+def _fill(
+    table: sqlite3.Connection, tar: Location, label: str, md5: str | None, stop: threading.Event
+) -> list[tuple[str, str, str]]:
     """Write the members of all videos; returns (reason, found, path) of what is odd."""
     odd: list[tuple[str, str, str]] = []
     num_odd = 0
@@ -145,7 +163,7 @@ def _fill(table: sqlite3.Connection, tar: Location, label: str, md5: str | None)
     size = file_size(tar) or 0
     # Unbuffered where headers alone are read: a buffer would read megabytes for each.
     with tar.open("rb") if md5 else _unbuffered(tar) as file:
-        walk = _Walk(file, size, hashed=md5 is not None)
+        walk = _Walk(file, size, hashed=md5 is not None, stop=stop)
         for member in _members(walk, tar):
             place = _place(member)
             if isinstance(place, str):

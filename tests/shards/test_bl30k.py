@@ -170,6 +170,23 @@ def test_a_cut_off_tar_is_refused(folder, tmp_path):
             built([tar], tmp_path / "out")
 
 
+def test_a_bad_tar_stops_the_reading_of_the_others_and_is_the_one_named(folder, tmp_path, monkeypatch):
+    """The good one never ends by itself here."""
+    good = write_tar(tmp_path / "good.tar", files_of(folder).items())
+    (tmp_path / "bad.tar").write_bytes(b"BZh" + bytes(2000))
+    read = tar_members._Walk.read
+
+    def reread(self, num_bytes):
+        if self.size != good.stat().st_size:
+            return read(self, num_bytes)
+        read(self, 0)
+        return tarfile.TarInfo("x").tobuf()
+
+    monkeypatch.setattr(tar_members._Walk, "read", reread)
+    with pytest.raises(DataError, match=r"bad\.tar: expected a plain tar"):
+        built([good, tmp_path / "bad.tar"], tmp_path / "out", jobs=2)
+
+
 def test_links_special_files_and_paths_out_of_the_tar_are_passed_over(folder, tmp_path):
     tar = write_tar(tmp_path / "a.tar", files_of(folder).items())
     add_member(tar, "BL30K/JPEGImages/kea00001/00009.jpg", tarfile.SYMTYPE, "/etc/passwd")

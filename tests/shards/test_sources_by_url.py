@@ -1,0 +1,58 @@
+"""Sources that lie behind URLs give the same sets as local ones."""
+
+from __future__ import annotations
+
+import fsspec
+import numpy as np
+import pytest
+from PIL import Image
+
+from shards.storage import locate
+from tests.shards.other_trees import write, write_bl30k, write_davis2016, write_youtube
+from tests.shards.small_tree import build_kind, files_of, jpeg, label_maps, saved, write_tree
+from tests.shards.test_bl30k import write_tar
+
+MAPS = label_maps(3, (1, 2), 6)
+NAMES = ["00000", "00005", "00010"]
+
+
+def write_stills(root):
+    write(root / "fss/cat/1.jpg", jpeg(1))
+    write(root / "fss/cat/1.png", saved(Image.fromarray(MAPS[0] * np.uint8(100)), "png"))
+    return root
+
+
+def write_kind(kind, root):
+    objects = {"1": {"category": "a", "frames": NAMES}, "2": {"category": "b", "frames": NAMES}}
+    return {
+        "davis2016": lambda: write_davis2016(root, {"one": label_maps(3, (1,))}, {"train": ["one"]}),
+        "davis2017": lambda: write_tree(root, {"one": MAPS, "two": MAPS}),
+        "youtube_vos": lambda: write_youtube(root, "train", {"v": dict(zip(NAMES, MAPS, strict=True))}, {"v": objects}),
+        "static": lambda: write_stills(root),
+        "bl30k": lambda: write_bl30k(root, {"kea00001": MAPS}),
+    }[kind]()
+
+
+@pytest.fixture
+def store():
+    system = fsspec.filesystem("memory")
+    yield system
+    system.rm("/data", recursive=True)
+
+
+@pytest.mark.parametrize("kind", ["davis2016", "davis2017", "youtube_vos", "static", "bl30k"])
+def test_every_kind_reads_urls(kind, store, tmp_path):
+    tree = write_kind(kind, tmp_path / "tree")
+    for name, data in files_of(tree).items():
+        store.pipe(f"/data/{name}", data)
+    near = build_kind(kind, [tree], tmp_path / "near")
+    far = build_kind(kind, [locate("memory://data")], tmp_path / "far")
+    assert files_of(far.root) == files_of(near.root)
+
+
+def test_tars_behind_urls_are_read_where_they_lie(store, tmp_path):
+    tree = write_bl30k(tmp_path / "tree", {"kea00001": MAPS, "kea00002": MAPS})
+    tar = write_tar(tmp_path / "a.tar", files_of(tree).items())
+    store.pipe("/data/a.tar", tar.read_bytes())
+    far = build_kind("bl30k", [locate("memory://data/a.tar")], tmp_path / "far")
+    assert files_of(far.root) == files_of(build_kind("bl30k", [tree], tmp_path / "near").root)
