@@ -1,4 +1,4 @@
-"""Follow the objects of the first frame through each video and write palette PNGs, <OUT>/<video>/<frame>.png."""
+"""Follow given objects through each video and write a PNG per frame, by the rules of a benchmark."""
 
 from __future__ import annotations
 
@@ -11,9 +11,11 @@ if __name__ == "__main__":
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C during the imports below ends quietly; run() takes it over
 
 import dataclasses
+import os
 from argparse import ArgumentTypeError, Namespace
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import get_args
 
 import torch
 from tqdm import tqdm
@@ -23,16 +25,30 @@ from models.memory import BANK_MODES
 from models.released import load
 from tools.cli import Parser, run
 from trainers.distributed import Ranks, choose_device
-from trainers.prediction import RdeOptions, RdeSegmenter
 from trainers.prediction_files import (
+    OutputForm,
     VideoTiming,
     claim_folder,
     file_digest,
     is_finished,
-    require_first_masks,
-    segment_to_folder,
+    segment_all,
 )
+from trainers.prediction_plan import (
+    SEGMENTATION_PROTOCOLS,
+    PngForm,
+    SegmentationProtocol,
+    plan_video,
+    usual_protocol,
+)
+from trainers.segmenters import RdeOptions, RdeSegmenter
+from trainers.submission import write_submission
 from trainers.videos import VideoSource, open_videos
+
+FPS_NOTE = (
+    "model fps, as the papers count: frames the model saw, given ones too, by the time from frame on the device to "
+    "label map on the device (bank, network, resizing, argmax); no decoding, no copy to the device, no PNG. wall fps: "
+    "with all of that."
+)
 
 
 def main() -> None:
@@ -44,35 +60,88 @@ def segment(arguments: list[str]) -> int:
     """The tool; returns its exit status."""
     options = _parse(arguments)
     device = choose_device(options.device, Ranks())
-    source = open_videos(options.dataset)
-    videos = tuple(dict.fromkeys(options.videos)) if options.videos else source.select(options.split)
-    require_first_masks(source, videos)
-    rde = _rde_options(options)
-    segmenter = RdeSegmenter(load(options.model, options.weights).to(device), rde)
-    settings = {"model": options.model, "weights": file_digest(options.weights), "dataset": source.identity}
-    claim_folder(options.out, settings | dataclasses.asdict(rde))
-    finished = [] if options.overwrite else [video for video in videos if is_finished(options.out, source, video)]
+    source, protocol = _open(options)
+    videos = (
+        tuple(dict.fromkeys(options.videos)) if options.videos else source.select(_split(options, source, protocol))
+    )
+    rde = _rde_options(options, protocol)
+    form = _output_form(options, protocol, device)
+    memorised = rde.memorised
+    plans = [plan_video(source, video, protocol, memorised, all_frames=options.all_frames) for video in videos]
+    model = load(options.model, options.weights).to(device)
+    claim_folder(options.out, _settings(options, source, protocol, form) | dataclasses.asdict(rde))
+    folder = options.out / protocol.folder
+    finished = [] if options.overwrite else [plan.video for plan in plans if is_finished(folder, plan)]
     if finished:
         print(f"skipped, finished before: {' '.join(finished)} (--overwrite segments them again)")
-    timings = _segment_all(segmenter, source, [video for video in videos if video not in finished], options.out, device)
+    todo = [plan for plan in plans if plan.video not in finished]
+    _share_cores(options)
+    with tqdm(
+        total=sum(len(plan.script.written) for plan in todo), unit="frame", desc="segmented", disable=None
+    ) as bar:
+        timings = segment_all(
+            lambda: RdeSegmenter(model, rde),
+            source,
+            todo,
+            folder,
+            form,
+            in_flight=options.videos_in_flight,
+            on_frame=bar.update,
+        )
     if timings:
         print(_table(timings))
-    print(f"{len(timings)} videos segmented into {options.out}, {len(finished)} were there")
+    print(f"{protocol.name}: {len(timings)} videos segmented into {folder}, {len(finished)} were there")
+    if options.zip is not None:
+        num_files = write_submission(options.zip, folder, plans, protocol.folder)
+        print(f"{options.zip}: {num_files} label maps of {len(plans)} videos, to submit")
     return 0
 
 
-def _segment_all(
-    segmenter: RdeSegmenter, source: VideoSource, videos: Sequence[str], out: Path, device: torch.device
-) -> list[VideoTiming]:
-    num_frames = sum(len(source.frame_names(video)) for video in videos)
-    with tqdm(total=num_frames, unit="frame", desc="segmented", disable=None) as bar:
-        return [
-            segment_to_folder(segmenter, source, video, out, device=device, on_frame=bar.update) for video in videos
-        ]
+def _share_cores(options: Namespace) -> None:
+    """Threads of a video's tensor operations; torch's own choice for one video at a time."""
+    if options.threads or options.videos_in_flight > 1:
+        torch.set_num_threads(options.threads or max(1, (os.cpu_count() or 1) // options.videos_in_flight))
+
+
+def _open(options: Namespace) -> tuple[VideoSource, SegmentationProtocol]:
+    """The data set, and the protocol asked for or the usual one for its kind."""
+    wanted = SEGMENTATION_PROTOCOLS["youtube_vos"].splits if options.split is None else (options.split,)
+    source = open_videos(options.dataset, splits=wanted)
+    protocol = SEGMENTATION_PROTOCOLS[options.protocol or usual_protocol(source.kind)]
+    return open_videos(options.dataset, splits=wanted, list_folders=protocol.list_folders), protocol
+
+
+def _split(options: Namespace, source: VideoSource, protocol: SegmentationProtocol) -> str:
+    """The split asked for, else the first usual one that is there."""
+    if options.split is not None:
+        return str(options.split)
+    return next((split for split in protocol.splits if split in source.splits), protocol.splits[0])
+
+
+def _output_form(options: Namespace, protocol: SegmentationProtocol, device: torch.device) -> OutputForm:
+    shorter_side = protocol.shorter_side if options.shorter_side is None else options.shorter_side
+    png = options.png or protocol.png
+    if png == "grey" and not protocol.merge_objects:
+        raise ValueError(f"--png grey holds one object; {protocol.name} has several: use --protocol davis2016")
+    return OutputForm(device, None if shorter_side == "native" else shorter_side, png)
+
+
+def _settings(
+    options: Namespace, source: VideoSource, protocol: SegmentationProtocol, form: OutputForm
+) -> dict[str, object]:
+    """What predictions depend on beside the bank's options."""
+    return {
+        "model": options.model,
+        "weights": file_digest(options.weights),
+        "dataset": source.identity,
+        "protocol": protocol.name,
+        "shorter_side": form.shorter_side,
+        "png": form.png,
+    }
 
 
 def _table(timings: Sequence[VideoTiming]) -> str:
-    """A row per video and their sum. model fps: as papers count it; wall fps: with decoding and PNG writing."""
+    """A row per video and their sum."""
     total = VideoTiming(
         "all",
         sum(timing.num_frames for timing in timings),
@@ -83,22 +152,30 @@ def _table(timings: Sequence[VideoTiming]) -> str:
     width = max(len(timing.video) for timing in (*timings, total))
     lines = [f"{'video':{width}}  frames  objects  model fps  wall fps"]
     for timing in (*timings, total):
-        model, wall = timing.num_frames / timing.model_seconds, timing.num_frames / timing.wall_seconds
+        # A video whose wanted frames all lie before its first mask needs no model.
+        model = timing.num_frames / timing.model_seconds if timing.model_seconds else 0.0
+        wall = timing.num_frames / timing.wall_seconds
         lines.append(
             f"{timing.video:{width}}  {timing.num_frames:6}  {timing.num_objects:7}  {model:9.2f}  {wall:8.2f}"
         )
-    return "\n".join(lines)
+    return "\n".join([*lines, FPS_NOTE])
 
 
-def _rde_options(options: Namespace) -> RdeOptions:
-    top_k = None if options.top_k == "all" else options.top_k
-    return RdeOptions(options.mode, options.mem_every, top_k, options.include_last, options.amp)
+def _rde_options(options: Namespace, protocol: SegmentationProtocol) -> RdeOptions:
+    top_k = protocol.top_k if options.top_k is None else options.top_k
+    mem_every = protocol.mem_every if options.mem_every is None else options.mem_every
+    return RdeOptions(options.mode, mem_every, None if top_k == "all" else top_k, options.include_last, options.amp)
 
 
-def _positions(text: str) -> int | str:
-    if text != "all" and not (text.isdecimal() and int(text) > 0):
-        raise ArgumentTypeError(f"{text!r} is neither a positive number nor all")
-    return text if text == "all" else int(text)
+def _number_or(word: str) -> Callable[[str], int | str]:
+    """Argument type: a positive number, or this word."""
+
+    def parse(text: str) -> int | str:
+        if text != word and not (text.isdecimal() and int(text) > 0):
+            raise ArgumentTypeError(f"{text!r} is neither a positive number nor {word}")
+        return text if text == word else int(text)
+
+    return parse
 
 
 def _parse(arguments: list[str]) -> Namespace:
@@ -107,36 +184,72 @@ def _parse(arguments: list[str]) -> Namespace:
     parser.add_argument(
         "--weights", required=True, type=Path, metavar="FILE", help="our checkpoint, or the authors' file"
     )
-    parser.add_argument("dataset", type=Path, metavar="DATASET", help="a shard set, or a folder in the DAVIS layout")
+    parser.add_argument(
+        "dataset", type=Path, metavar="DATASET", help="a shard set, or a folder in the layout of DAVIS or YouTube-VOS"
+    )
     parser.add_argument(
         "out", type=Path, metavar="OUT", help="folder for <video>/<frame>.png; continued if begun before"
     )
-    parser.add_argument("--split", default="val", help="which videos, by the data set's lists (default: %(default)s)")
+    _add_protocol_arguments(parser)
+    _add_bank_arguments(parser)
+    _add_run_arguments(parser)
+    options = parser.parse_args(arguments)
+    for name in ("mem_every", "videos_in_flight", "threads"):
+        value = getattr(options, name)
+        if value is not None and value < 1:
+            parser.error(f"--{name.replace('_', '-')} is {value}, expected at least 1")
+    if options.png == "grey" and options.protocol not in (None, "davis2016"):
+        parser.error("--png grey holds one object: it goes with --protocol davis2016")
+    return options
+
+
+def _add_protocol_arguments(parser: Parser) -> None:
+    parser.add_argument(
+        "--protocol",
+        choices=sorted(SEGMENTATION_PROTOCOLS),
+        help="default: by the kind of the data set, else davis2017",
+    )
+    parser.add_argument("--split", help="which videos (default: val; of YouTube-VOS valid_all_frames, else valid)")
     parser.add_argument("--videos", nargs="+", metavar="NAME", help="these videos instead of all of the split")
+    parser.add_argument(
+        "--all-frames", action="store_true", help="write every frame, not only those a YouTube-VOS set lists"
+    )
+    parser.add_argument(
+        "--shorter-side",
+        type=_number_or("native"),
+        metavar="PX",
+        help="resize frames for the model, or native (default: 480 for youtube_vos, else native); "
+        "label maps have the original size",
+    )
+    parser.add_argument(
+        "--png", choices=get_args(PngForm), help="ids with a palette, or 0/255 in grey (default: grey for davis2016)"
+    )
+    parser.add_argument("--zip", type=Path, metavar="FILE", help="write the archive for the benchmark's server too")
+
+
+def _add_bank_arguments(parser: Parser) -> None:
     defaults = RdeOptions()
     parser.add_argument("--mode", choices=BANK_MODES, default=defaults.mode, help="memory bank (default: %(default)s)")
     parser.add_argument(
-        "--mem-every",
-        type=int,
-        default=defaults.mem_every,
-        metavar="N",
-        help="memorise every Nth frame (default: %(default)s)",
+        "--mem-every", type=int, metavar="N", help="memorise every Nth frame (default: 4 for youtube_vos, else 3)"
     )
     parser.add_argument(
         "--top-k",
-        type=_positions,
-        default=defaults.top_k,
+        type=_number_or("all"),
         metavar="K",
-        help="memory positions read per query position, or all (default: %(default)s)",
+        help="memory positions read per query position, or all (default: 20 for youtube_vos, else 40)",
     )
     parser.add_argument("--include-last", action="store_true", help="memorise every frame")
+
+
+def _add_run_arguments(parser: Parser) -> None:
     parser.add_argument("--amp", action="store_true", help="autocast: float16 on a GPU, bfloat16 on a CPU")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1 ... (default: %(default)s)")
+    parser.add_argument(
+        "--videos-in-flight", type=int, default=1, metavar="N", help="videos in work at a time (default: %(default)s)"
+    )
+    parser.add_argument("--threads", type=int, metavar="N", help="CPU threads per video (default: cores / videos)")
     parser.add_argument("--overwrite", action="store_true", help="segment finished videos again")
-    options = parser.parse_args(arguments)
-    if options.mem_every < 1:
-        parser.error(f"--mem-every is {options.mem_every}, expected at least 1")
-    return options
 
 
 if __name__ == "__main__":

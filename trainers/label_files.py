@@ -45,6 +45,15 @@ def write_label_map(path: Path, labels: LabelMap, palette: bytes | None = None) 
     """Write ids (H, W) uint8 as a palette PNG, atomically; palette: RGB bytes, the one of DAVIS if None."""
     image = Image.fromarray(labels)
     image.putpalette(voc_palette() if palette is None else palette)
+    _write_png(path, image)
+
+
+def write_grey(path: Path, levels: LabelMap) -> None:
+    """Write levels (H, W) uint8 as an 8-bit grey PNG, atomically."""
+    _write_png(path, Image.fromarray(levels))
+
+
+def _write_png(path: Path, image: Image.Image) -> None:
     data = io.BytesIO()
     image.save(data, "png")
     write_bytes(path, data.getvalue())

@@ -1,17 +1,18 @@
 """Predictions as files: `<folder>/<video>/<frame>.png`, made by one run's settings only, continued where a run stopped.
 
 While the model works on a frame, the next ones are decoded and the last ones written by a thread each; what waits is
-bounded, so memory does not depend on the length of a video.
+bounded, so memory does not depend on the length of a video. Several videos can be in work at a time.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -24,8 +25,10 @@ from numpy.typing import NDArray
 from shards.errors import DataError
 from shards.manifest import encode_json
 from shards.storage import remove_unfinished, write_bytes
-from trainers.label_files import write_label_map
-from trainers.prediction import ModelClock, Segmenter, object_ids, segment_video
+from trainers.label_files import LabelMap, write_grey, write_label_map
+from trainers.prediction import ModelClock, segment_video
+from trainers.prediction_plan import PngForm, VideoPlan
+from trainers.segmenters import Segmenter
 from trainers.videos import VideoSource
 
 SETTINGS_FILE = "segment.json"
@@ -38,13 +41,26 @@ Result = TypeVar("Result")
 
 @dataclass(frozen=True, slots=True)
 class VideoTiming:
-    """One segmented video. model_seconds as the paper counts (`ModelClock`), wall_seconds with decoding and writing."""
+    """One segmented video.
+
+    num_frames: those the model saw. model_seconds as the paper counts (`ModelClock`), wall_seconds with decoding and
+    writing; of videos in work at the same time they overlap.
+    """
 
     video: str
     num_frames: int
     num_objects: int
     model_seconds: float
     wall_seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class OutputForm:
+    """Where and at which size the model works (`segment_video`), and what kind of PNG is written."""
+
+    device: torch.device
+    shorter_side: int | None = None
+    png: PngForm = "palette"
 
 
 def claim_folder(folder: Path, settings: dict[str, Any]) -> None:
@@ -88,65 +104,102 @@ def _read_settings(path: Path) -> dict[str, Any]:
     return found
 
 
-def is_finished(folder: Path, source: VideoSource, video: str) -> bool:
-    """Whether every frame of the video has its file."""
-    return all((folder / video / f"{frame}.png").is_file() for frame in source.frame_names(video))
+def result_path(folder: Path, plan: VideoPlan, frame: int) -> Path:
+    """File of a frame's label map."""
+    return folder / plan.video / f"{plan.names[frame]}.png"
 
 
-def require_first_masks(source: VideoSource, videos: Iterable[str]) -> None:
-    """Raise DataError for the first video whose first frame has no label map, or that lacks the image of one."""
-    for video in videos:
-        frames, annotated = source.frame_names(video), source.annotated_names(video)
-        if not frames or frames[0] not in annotated:
-            raise DataError(
-                source.locate(video, frames[0]) if frames else f"video {video}",
-                expected="a first frame with its label map",
-                found="no label map" if frames else "no frames",
-                remedy="complete the video, or name the videos to segment",
-            )
-        for frame in annotated:
-            if frame not in frames:
-                raise DataError(
-                    source.locate(video, frame),
-                    expected="the image of an annotated frame",
-                    found="no such file",
-                    remedy="complete the video, or name the videos to segment",
-                )
+def is_finished(folder: Path, plan: VideoPlan) -> bool:
+    """Whether every wanted frame of the video has its file."""
+    return all(result_path(folder, plan, frame).is_file() for frame in plan.script.written)
 
 
 def segment_to_folder(
     segmenter: Segmenter,
     source: VideoSource,
-    video: str,
+    plan: VideoPlan,
     folder: Path,
+    form: OutputForm,
     *,
-    device: torch.device,
     on_frame: Callable[[], object] = lambda: None,
 ) -> VideoTiming:
-    """Segment one video and write a palette PNG per frame, each complete or absent, with the video's own palette."""
+    """Segment one video and write a PNG per wanted frame into <folder>/<video>, each complete or absent.
+
+    on_frame is called as each is handed to the writer; what it raises ends the video.
+    """
     started, clock = time.perf_counter(), ModelClock()
-    names = source.frame_names(video)
-    first = source.read_labels(video, names[0])
-    palette = source.palette(video)
-    (folder / video).mkdir(parents=True, exist_ok=True)
-    remove_unfinished(folder / video)
+    palette = source.palette(plan.video)
+    (folder / plan.video).mkdir(parents=True, exist_ok=True)
+    remove_unfinished(folder / plan.video)
     with ThreadPoolExecutor(1) as reader, ThreadPoolExecutor(1) as writer:
-        frames = read_ahead(lambda name: _read_frame(source, video, name), names, reader)
+        frames = read_ahead(lambda frame: _read_frame(source, plan, frame), plan.script.shown, reader)
         writes: deque[Future[None]] = deque()
         try:
-            predicted = segment_video(segmenter, frames, first, device=device, clock=clock)
-            for name, labels in zip(names, predicted, strict=True):
-                path = folder / video / f"{name}.png"
-                writes.append(writer.submit(write_label_map, path, labels, palette))
+            for frame, labels in segment_video(
+                segmenter,
+                plan.script,
+                frames,
+                lambda frame: plan.read_labels(source, frame),
+                device=form.device,
+                clock=clock,
+                shorter_side=form.shorter_side,
+            ):
+                writes.append(writer.submit(_write, result_path(folder, plan, frame), labels, palette, form.png))
                 if len(writes) > FRAMES_BEHIND:
                     writes.popleft().result()
                 on_frame()
             for write in writes:
                 write.result()
         except ValueError as error:
-            error.add_note(f"while segmenting video {video}")
+            error.add_note(f"while segmenting video {plan.video}")
             raise
-    return VideoTiming(video, len(names), len(object_ids(first)), clock.seconds, time.perf_counter() - started)
+    wall_seconds = time.perf_counter() - started
+    return VideoTiming(plan.video, clock.num_frames, plan.script.num_objects, clock.seconds, wall_seconds)
+
+
+def segment_all(
+    new_segmenter: Callable[[], Segmenter],
+    source: VideoSource,
+    plans: Sequence[VideoPlan],
+    folder: Path,
+    form: OutputForm,
+    *,
+    in_flight: int = 1,
+    on_frame: Callable[[], object] = lambda: None,
+) -> list[VideoTiming]:
+    """Segment videos into `folder`, `in_flight` of them at a time in threads, each with a segmenter of its own.
+
+    Timings are in the order of `plans`. The first error, or Ctrl-C, ends all of them at their next frame. on_frame is
+    called from those threads, one at a time.
+    """
+    if in_flight < 1:
+        raise ValueError(f"{in_flight} videos in flight, expected at least 1")
+    stop, turn = threading.Event(), threading.Lock()
+
+    def count() -> None:
+        if stop.is_set():
+            raise _StoppedError("another video ended the run")
+        with turn:
+            on_frame()
+
+    def work(plan: VideoPlan) -> VideoTiming:
+        return segment_to_folder(new_segmenter(), source, plan, folder, form, on_frame=count)
+
+    with ThreadPoolExecutor(in_flight) as pool:
+        futures = [pool.submit(work, plan) for plan in plans]
+        try:
+            wait(futures, return_when=FIRST_EXCEPTION)
+            for future in futures:
+                if future.done() and not future.cancelled() and (error := future.exception()) is not None:
+                    raise error
+            return [future.result() for future in futures]
+        finally:
+            stop.set()
+            pool.shutdown(wait=True, cancel_futures=True)
+
+
+class _StoppedError(Exception):
+    """Ends a video because the run has ended."""
 
 
 def read_ahead(
@@ -168,12 +221,20 @@ def file_digest(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _read_frame(source: VideoSource, video: str, frame: str) -> NDArray[np.uint8]:
+def _read_frame(source: VideoSource, plan: VideoPlan, frame: int) -> NDArray[np.uint8]:
     """RGB (H, W, 3) uint8."""
-    data = source.read_image(video, frame)
+    name = plan.names[frame]
+    data = source.read_image(plan.video, name)
     try:
         return simplejpeg.decode_jpeg(data, colorspace="RGB")
     except ValueError as error:
         raise DataError(
-            source.locate(video, frame), expected="a whole JPEG", found=f"{error}", remedy="restore the file"
+            source.locate(plan.video, name), expected="a whole JPEG", found=f"{error}", remedy="restore the file"
         ) from None
+
+
+def _write(path: Path, labels: LabelMap, palette: bytes | None, png: PngForm) -> None:
+    if png == "grey":
+        write_grey(path, np.where(labels != 0, np.uint8(255), np.uint8(0)))
+    else:
+        write_label_map(path, labels, palette)

@@ -15,7 +15,7 @@ import numpy as np
 from trainers.benchmarks import PROTOCOLS, ResultFolder, evaluate, find_results
 from trainers.label_files import read_label_map
 from trainers.scoring import BoolMask, boundary_map, boundary_radius
-from trainers.videos import DavisFolder
+from trainers.video_folders import DavisFolder
 
 REPEATS = 5
 

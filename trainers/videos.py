@@ -1,20 +1,20 @@
-"""Whole videos to predict or to score, out of a shard set or a folder in the DAVIS layout."""
+"""Whole videos to predict or to score, out of a shard set or a folder in the layout of DAVIS or YouTube-VOS."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Protocol
 
 from shards.errors import DataError
 from shards.manifest import MANIFEST
-from shards.masks import decode_label_map
-from shards.naming import frame_number
+from shards.masks import decode_label_map, find_objects
+from shards.object_facts import ObjectFacts
 from shards.reader import ShardSet
-from trainers.label_files import LabelMap, read_label_map
+from trainers.label_files import LabelMap
+from trainers.video_folders import DavisFolder, is_youtube_vos, open_youtube_vos_folder
 
-JPEG_SUFFIXES = (".jpg", ".jpeg")
+UNSUPERVISED = "davis2017_unsupervised"
 
 
 class VideoSource(Protocol):
@@ -24,6 +24,14 @@ class VideoSource(Protocol):
     def identity(self) -> str:
         """What tells this data set from another: its fingerprint, or the folder's name where it has none."""
 
+    @property
+    def kind(self) -> str:
+        """Kind of data set, as `tools/shard.py` names it; `davis2017_unsupervised` for those annotations."""
+
+    @property
+    def splits(self) -> tuple[str, ...]:
+        """Names of the splits there are."""
+
     def select(self, split: str) -> tuple[str, ...]:
         """Names of a split's videos. Raises DataError or ValueError listing the splits there are."""
 
@@ -32,6 +40,9 @@ class VideoSource(Protocol):
 
     def annotated_names(self, video: str) -> tuple[str, ...]:
         """Frames that have a label map; a frame without one is not an empty frame."""
+
+    def object_facts(self, video: str) -> dict[int, ObjectFacts]:
+        """What the data set lists about the video's objects, by ascending id; {} where it lists nothing."""
 
     def read_image(self, video: str, frame: str) -> bytes:
         """JPEG bytes of a frame."""
@@ -46,91 +57,48 @@ class VideoSource(Protocol):
         """Where the frame lies, for messages."""
 
 
-def open_videos(path: Path, *, list_folders: Sequence[str] = ("2017",)) -> VideoSource:
-    """The shard set or the DAVIS folder at `path`; list_folders: where below ImageSets a folder's split lists may be.
+def open_videos(
+    path: Path,
+    *,
+    list_folders: Sequence[str] | None = None,
+    splits: Sequence[str] = ("valid",),
+    annotations: str = "Annotations",
+) -> VideoSource:
+    """The shard set, or the folder in the layout of DAVIS or YouTube-VOS, at `path`.
 
-    Raises DataError if it is neither.
+    For raw folders only. list_folders: where below ImageSets the split lists of DAVIS may be (None: where its year has
+    them). annotations: its folder of masks. splits: of YouTube-VOS, the first that is there. Raises DataError if
+    `path` is nothing of these.
     """
     if (path / MANIFEST).is_file():
         return ShardVideos(ShardSet.open(path))
-    if (path / "Annotations").is_dir():
-        return DavisFolder(path, tuple(list_folders))
+    if (path / "Annotations").is_dir() or (path / annotations).is_dir():
+        davis = DavisFolder(path, ("2017",), annotations=annotations)
+        usual = ("2016", "480p") if davis.kind == "davis2016" else ("2017",)
+        return DavisFolder(path, tuple(list_folders or usual), annotations=annotations)
+    if is_youtube_vos(path):
+        return open_youtube_vos_folder(path, splits)
     raise DataError(
         path,
-        expected=f"a shard set ({MANIFEST}) or a DAVIS folder (Annotations/480p)",
+        expected=f"a shard set ({MANIFEST}), or a DAVIS folder (Annotations/480p), or YouTube-VOS (valid/JPEGImages)",
         found="neither" if path.is_dir() else "no such folder",
-        remedy="give the output of tools/shard.py or the folder that holds Annotations, JPEGImages and ImageSets",
+        remedy="give the output of tools/shard.py, or the folder that holds Annotations, JPEGImages and ImageSets",
     )
 
 
-@dataclass(frozen=True, slots=True)
-class DavisFolder:
-    """A raw DAVIS tree: JPEGImages, Annotations and ImageSets."""
+def first_appearances(source: VideoSource, video: str) -> dict[int, str]:
+    """Object id -> the frame whose mask starts it: by the data set's list, else the first annotated one that shows it.
 
-    root: Path
-    list_folders: tuple[str, ...]
-    resolution: str = "480p"
-
-    @property
-    def identity(self) -> str:
-        """The folder's name: raw files have no fingerprint."""
-        return self.root.resolve().name
-
-    def select(self, split: str) -> tuple[str, ...]:
-        """Videos of ImageSets/<list folder>/<split>.txt, in the list's order, each once."""
-        lists = [self.root / "ImageSets" / folder / f"{split}.txt" for folder in self.list_folders]
-        for path in lists:
-            if path.is_file():
-                return read_split_list(path)
-        there = sorted(str(path.relative_to(self.root)) for path in self.root.glob("ImageSets/*/*.txt"))
-        raise DataError(
-            lists[0],
-            expected=f"the list of split {split!r}",
-            found=f"only {', '.join(there)}" if there else "no lists at all",
-            remedy="name another split, or name the videos",
-        )
-
-    def frame_names(self, video: str) -> tuple[str, ...]:
-        """Stems of the video's JPEG files."""
-        return self._stems("JPEGImages", video, JPEG_SUFFIXES)
-
-    def annotated_names(self, video: str) -> tuple[str, ...]:
-        """Stems of the video's PNG files."""
-        return self._stems("Annotations", video, (".png",))
-
-    def read_image(self, video: str, frame: str) -> bytes:
-        """Bytes of <frame>.jpg, whatever the spelling of its suffix."""
-        return self._image_path(video, frame).read_bytes()
-
-    def read_labels(self, video: str, frame: str) -> LabelMap:
-        """Ids of <frame>.png."""
-        return read_label_map(self.root / "Annotations" / self.resolution / video / f"{frame}.png")
-
-    def palette(self, video: str) -> bytes | None:
-        """None: results get the palette of DAVIS, which these files have."""
-        return None
-
-    def locate(self, video: str, frame: str) -> str:
-        """Path of the image."""
-        return str(self._image_path(video, frame))
-
-    def _image_path(self, video: str, frame: str) -> Path:
-        folder = self.root / "JPEGImages" / self.resolution / video
-        plain = folder / f"{frame}.jpg"
-        if plain.is_file():
-            return plain
-        return next((path for path in folder.glob(f"{frame}.*") if path.suffix.lower() in JPEG_SUFFIXES), plain)
-
-    def _stems(self, kind: str, video: str, suffixes: tuple[str, ...]) -> tuple[str, ...]:
-        folder = self.root / kind / self.resolution / video
-        if not folder.is_dir():
-            raise DataError(
-                folder,
-                expected=f"the files of video {video}",
-                found="no such folder",
-                remedy="correct the video's name or the split list, or complete the data set",
-            )
-        return time_order(path.stem for path in folder.iterdir() if path.suffix.lower() in suffixes)
+    Ids ascend. Without a list every mask of the video is read.
+    """
+    listed = source.object_facts(video)
+    if listed:
+        return {object_id: facts.frames[0] for object_id, facts in listed.items() if facts.frames}
+    begun: dict[int, str] = {}
+    for frame in source.annotated_names(video):
+        for object_id in find_objects(source.read_labels(video, frame)).ids.tolist():
+            begun.setdefault(object_id, frame)
+    return dict(sorted(begun.items()))
 
 
 class ShardVideos:
@@ -145,6 +113,17 @@ class ShardVideos:
         """Fingerprint of the set."""
         return self._shards.fingerprint
 
+    @property
+    def kind(self) -> str:
+        """Kind of the set."""
+        unsupervised = self._shards.manifest.options.get("annotations") == "unsupervised"
+        return UNSUPERVISED if unsupervised else self._shards.manifest.kind
+
+    @property
+    def splits(self) -> tuple[str, ...]:
+        """Splits of the set."""
+        return tuple(sorted(self._shards.manifest.splits))
+
     def select(self, split: str) -> tuple[str, ...]:
         """Videos of a split in the order of the set."""
         return tuple(self._shards.videos.original_names[int(row)] for row in self._shards.select(split))
@@ -157,6 +136,10 @@ class ShardVideos:
         """Names of the frames that have a mask member."""
         annotated = self._shards.annotated(self._shards.video_row(video))
         return tuple(name for name, has_mask in zip(self._rows(video), annotated, strict=True) if has_mask)
+
+    def object_facts(self, video: str) -> dict[int, ObjectFacts]:
+        """What the set lists about the video's objects."""
+        return self._shards.videos.object_facts(self._shards.video_row(video))
 
     def read_image(self, video: str, frame: str) -> bytes:
         """JPEG bytes of a frame, checked against the index."""
@@ -183,29 +166,8 @@ class ShardVideos:
         return f"{self._shards.path}: {self._shards.locate(self._rows(video)[frame])}"
 
     def _rows(self, video: str) -> dict[str, int]:
-        if self._latest[0] != video:
+        latest = self._latest  # several threads may ask, each for its own video
+        if latest[0] != video:
             rows = self._shards.frame_rows(self._shards.video_row(video))
-            self._latest = video, {self._shards.frame_name(row): row for row in rows}
-        return self._latest[1]
-
-
-def read_split_list(path: Path) -> tuple[str, ...]:
-    """Video names of a split list, each once: one per line, or DAVIS 2016's pairs of file names."""
-    try:
-        lines = [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines()]
-    except UnicodeDecodeError as error:
-        raise DataError(path, expected="a text file", found=f"{error}", remedy="restore the list") from None
-    names = (PurePosixPath(line.split()[0]).parent.name if line.startswith("/") else line for line in lines if line)
-    if not (videos := tuple(dict.fromkeys(names))):
-        raise DataError(path, expected="names of videos", found="none", remedy="restore the list")
-    return videos
-
-
-def time_order(names: Iterable[str]) -> tuple[str, ...]:
-    """Frame names by the number they end in, then by spelling; names without a number last."""
-
-    def key(name: str) -> tuple[bool, int, str]:
-        number = frame_number(name)
-        return number is None, number or 0, name
-
-    return tuple(sorted(names, key=key))
+            self._latest = latest = video, {self._shards.frame_name(row): row for row in rows}
+        return latest[1]

@@ -15,7 +15,8 @@ from tests.trainers.small_videos import HEIGHT, WIDTH, label_map, save_labels, w
 from trainers.benchmarks import PROTOCOLS, ObjectScores, evaluate, find_results, global_scores
 from trainers.label_files import LabelMap, read_label_map, write_label_map
 from trainers.score_reports import GLOBAL_COLUMNS, Report, format_report, write_report
-from trainers.videos import DavisFolder, open_videos, read_split_list, time_order
+from trainers.video_folders import DavisFolder, read_split_list, time_order
+from trainers.videos import open_videos
 
 VIDEOS = {"one": (1,), "two": (1, 2)}
 

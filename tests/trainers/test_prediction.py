@@ -16,13 +16,8 @@ from models.memory import BANK_MODES, BankMode, MemoryBank
 from models.rde import Rde
 from tests.trainers.small_videos import HEIGHT, WIDTH, label_map
 from trainers.label_files import LabelMap
-from trainers.prediction import (
-    ModelClock,
-    RdeOptions,
-    RdeSegmenter,
-    object_ids,
-    segment_video,
-)
+from trainers.prediction import ModelClock, object_ids, segment_video, whole_script
+from trainers.segmenters import RdeOptions, RdeSegmenter
 
 CPU = torch.device("cpu")
 Frame = NDArray[np.uint8]
@@ -52,18 +47,29 @@ class Copycat:
 
     def __init__(self) -> None:
         self.images: list[Tensor] = []
+        self.skipped: list[int] = []
         self.masks = torch.empty(0)
 
     def start(self, image: Tensor, masks: Tensor) -> None:
         self.images, self.masks = [image], masks
 
-    def step(self, image: Tensor) -> Tensor:
+    def step(self, image: Tensor, *, skipped: int = 0) -> Tensor:
         self.images.append(image)
+        self.skipped.append(skipped)
+        return self.probabilities()
+
+    def add(self, masks: Tensor) -> Tensor:
+        self.masks = torch.cat([self.masks * (1 - masks.amax(1, keepdim=True)), masks], 1)
+        return self.probabilities()
+
+    def probabilities(self) -> Tensor:
         return torch.cat([1 - self.masks.sum(1, keepdim=True), self.masks], 1)
 
 
 def predict(segmenter: Copycat | RdeSegmenter, frames: list[Frame], first: LabelMap) -> list[LabelMap]:
-    return list(segment_video(segmenter, frames, first, device=CPU, clock=ModelClock()))
+    script = whole_script(first, len(frames))
+    predicted = segment_video(segmenter, script, frames, lambda _: first, device=CPU, clock=ModelClock())
+    return [labels for _, labels in predicted]
 
 
 def test_labels_come_back_with_the_ids_of_the_first_frame_at_its_size() -> None:
@@ -194,7 +200,9 @@ def test_frames_are_taken_one_at_a_time_and_not_kept(model: Rde) -> None:
             del frame
 
     segmenter = RdeSegmenter(model, RdeOptions(mem_every=2))
-    predicted = segment_video(segmenter, source(), label_map((1, 2), 0), device=CPU, clock=ModelClock())
+    first = label_map((1, 2), 0)
+    script = whole_script(first, 10)
+    predicted = segment_video(segmenter, script, source(), lambda _: first, device=CPU, clock=ModelClock())
     for number, _ in enumerate(itertools.islice(predicted, 8)):
         gc.collect()
         assert len(alive) == number + 1
@@ -210,7 +218,8 @@ def test_amp_predicts_nearly_the_same(model: Rde) -> None:
 
 def test_the_clock_counts_every_frame_the_given_one_too() -> None:
     clock = ModelClock()
-    list(segment_video(Copycat(), frames_of(5), label_map((1,), 0), device=CPU, clock=clock))
+    first = label_map((1,), 0)
+    list(segment_video(Copycat(), whole_script(first, 5), frames_of(5), lambda _: first, device=CPU, clock=clock))
     assert clock.num_frames == 5
     assert clock.frames_per_second == 5 / clock.seconds
 

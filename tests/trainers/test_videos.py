@@ -13,7 +13,8 @@ from shards.palettes import voc_palette
 from shards.plan import BuildRequest, make_plan
 from tests.trainers.small_videos import label_map, write_results, write_tree
 from trainers.benchmarks import PROTOCOLS, evaluate, find_results
-from trainers.videos import VideoSource, open_videos, read_split_list
+from trainers.video_folders import read_split_list
+from trainers.videos import VideoSource, open_videos
 
 VIDEOS = {"one": (1,), "vidéo 2": (1, 2)}
 
