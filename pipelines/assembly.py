@@ -6,18 +6,27 @@ Runs on the training device without waiting for it, except inside the first-mask
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 
 import numpy as np
 import torch
 
-from pipelines.damage import damage_masks
-from pipelines.types import VOID, Batch, ClipPixels, ClipPlan
+from pipelines.damage import FULL, damage_masks
+from pipelines.recipes.request import Recipe
+from pipelines.spline import bend
+from pipelines.types import VOID, AreaRule, Batch, ClipPixels, ClipPlan
+from shards.masks import SOFT_THRESHOLD
 
 IMAGE_MEAN = (0.485, 0.456, 0.406)
 IMAGE_DEVIATION = (0.229, 0.224, 0.225)
 """Of ImageNet's RGB on the 0..1 scale, which every backbone here was pretrained with."""
 
 NUM_LABELS = 256
+
+
+def make_assembly(recipe: Recipe, device: torch.device) -> partial[tuple[Batch, torch.Tensor]]:
+    """`assemble` for the clips of a recipe."""
+    return partial(assemble, num_slots=recipe.num_slots, area_rule=recipe.area_rule, device=device)
 
 
 def assemble(
@@ -27,11 +36,13 @@ def assemble(
     num_slots: int,
     step: int,
     device: torch.device | str,
+    area_rule: AreaRule | None = None,
 ) -> tuple[Batch, torch.Tensor]:
     """The batch on `device`, and how many of its clips show no object, a () int64 tensor there.
 
-    The first `num_slots` ids of plan.object_ids that are present in the first warped frame become slots 1, 2, ...; all
-    other objects become background. Raises ValueError unless there is one plan per clip and 1 <= num_slots < 255.
+    Frames are bent by the splines of their plans. The first `num_slots` ids of plan.object_ids that are present in the
+    first frame, or fulfil area_rule, become slots 1, 2, ...; all other objects become background. A soft mask is slot 1
+    where its level is at least 128. Raises ValueError unless there is one plan per clip and 1 <= num_slots < 255.
     """
     if not 1 <= num_slots < VOID:
         raise ValueError(f"num_slots must be in 1..{VOID - 1}, got {num_slots}")
@@ -39,35 +50,55 @@ def assemble(
         raise ValueError(f"{len(plans)} plans for the pixels of {len(pixels.images)} clips")
     device = torch.device(device)
     images, labels, annotated = (move(t, device) for t in (pixels.images, pixels.labels, pixels.annotated))
-    first_labels = torch.where(annotated[:, :1, None], labels[:, 0], 0)
-    slot_ids = choose_objects(first_labels, plans, num_slots)
-    masks = torch.where(annotated[:, :, None, None], slot_masks(labels, slot_ids), VOID)
+    bent = bend(ClipPixels(images, torch.where(annotated[:, :, None, None], labels, 0), annotated, pixels.soft), plans)
+    if bent.soft:
+        masks = (bent.labels >= SOFT_THRESHOLD).to(torch.uint8)
+        num_objects = masks[:, 0].flatten(1).amax(dim=1).long()
+        first, clean = bent.labels[:, :1], bent.labels[:, :1].float() / FULL
+    else:
+        slot_ids = choose_objects(bent.labels, plans, num_slots, area_rule)
+        masks, num_objects = slot_masks(bent.labels, slot_ids), (slot_ids > 0).sum(dim=1)
+        first, clean = masks[:, :1] == torch.arange(1, num_slots + 1, device=device)[None, :, None, None], None
     batch = Batch(
         step=step,
-        images=normalise(images),
-        masks=masks,
-        num_objects=(slot_ids > 0).sum(dim=1),
-        first_masks=_first_masks(masks[:, 0], plans, num_slots),
+        images=normalise(bent.images),
+        masks=torch.where(annotated[:, :, None, None], masks, VOID),
+        num_objects=num_objects,
+        first_masks=_damaged(first, plans, soft=bent.soft),
         annotated=annotated,
         plans=tuple(plans),
+        clean_masks=clean,
     )
     return batch, (batch.num_objects == 0).sum()
 
 
-def choose_objects(first_labels: torch.Tensor, plans: Sequence[ClipPlan], num_slots: int) -> torch.Tensor:
+def choose_objects(
+    labels: torch.Tensor, plans: Sequence[ClipPlan], num_slots: int, area_rule: AreaRule | None = None
+) -> torch.Tensor:
     """(B, K) uint8: the data set's id of slot k + 1, 0 for unused slots, which come last.
 
-    first_labels (B, H, W) uint8. Present means at least one pixel, as RDE counts for DAVIS and YouTube-VOS.
+    labels (B, T, H, W) uint8. Without area_rule an id needs one pixel in frame 0, as RDE counts for DAVIS and
+    YouTube-VOS; BL30K has a rule.
     """
-    listed = _listed_ids(plans).to(first_labels.device, non_blocking=True)  # (B, P)
-    areas = torch.zeros(len(plans), NUM_LABELS, dtype=torch.int32, device=first_labels.device)
-    flat = first_labels.flatten(1).long()  # (B, H * W)
-    areas.scatter_add_(1, flat, torch.ones_like(flat, dtype=torch.int32))
-    present = (areas.gather(1, listed) > 0) & (listed > 0)
-    slots = torch.where(present, present.cumsum(dim=1), 0).clamp(max=num_slots + 1)
-    # Column 0 takes the absent ids, the last one the surplus; both are cut off.
-    chosen = torch.zeros(len(plans), num_slots + 2, dtype=torch.long, device=first_labels.device)
+    listed = _listed_ids(plans).to(labels.device, non_blocking=True)  # (B, P)
+    areas = count_labels(labels[:, : 1 if area_rule is None else 3])
+    areas = areas.gather(2, listed[:, None].expand(-1, areas.shape[1], -1))  # (B, 1 or 3, P)
+    eligible = areas[:, 0] > 0
+    if area_rule is not None:
+        stays_small = areas[:, 1:].amax(dim=1) < area_rule.later
+        eligible = (areas[:, 0] > area_rule.large) | ((areas[:, 0] > area_rule.small) & stays_small)
+    eligible = eligible & (listed > 0)
+    slots = torch.where(eligible, eligible.cumsum(dim=1), 0).clamp(max=num_slots + 1)
+    # Column 0 takes the ids that are passed over, the last one the surplus; both are cut off.
+    chosen = torch.zeros(len(plans), num_slots + 2, dtype=torch.long, device=labels.device)
     return chosen.scatter_(1, slots, listed)[:, 1:-1].to(torch.uint8)
+
+
+def count_labels(labels: torch.Tensor) -> torch.Tensor:
+    """(B, T, 256) int32: pixels of every label in labels (B, T, H, W) uint8."""
+    flat = labels.flatten(2).long()  # (B, T, H * W)
+    counts = torch.zeros(*flat.shape[:2], NUM_LABELS, dtype=torch.int32, device=labels.device)
+    return counts.scatter_add_(2, flat, torch.ones_like(flat, dtype=torch.int32))
 
 
 def slot_masks(labels: torch.Tensor, slot_ids: torch.Tensor) -> torch.Tensor:
@@ -107,20 +138,20 @@ def move(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
     return tensor.to(device)
 
 
-def _first_masks(first: torch.Tensor, plans: Sequence[ClipPlan], num_slots: int) -> torch.Tensor:
-    """(B, K, H, W) float32 {0, 1}: the slots of first (B, H, W), each damaged as its plan says."""
-    slots = torch.arange(1, num_slots + 1, device=first.device)[None, :, None, None]
-    masks = first[:, None] == slots
+def _damaged(first: torch.Tensor, plans: Sequence[ClipPlan], *, soft: bool) -> torch.Tensor:
+    """(B, K, H, W) float32 in 0..1: masks of first (B, K, H, W), bool or soft levels, damaged as the plans say."""
+    scale = FULL if soft else 1
     if all(plan.damage_iou is None for plan in plans):
-        return masks.float()
-    each = [(plan, slot) for plan in plans for slot in range(num_slots)]
+        return first.float() / scale
+    each = [(plan, slot) for plan in plans for slot in range(first.shape[1])]
     damaged = damage_masks(
-        masks.flatten(0, 1),
+        first.flatten(0, 1),
         keys=[plan.damage_key for plan, _ in each],
         ious=[plan.damage_iou for plan, _ in each],
         slots=[slot for _, slot in each],
+        soft=soft,
     )
-    return damaged.view(masks.shape).float()
+    return damaged.view(first.shape).float() / scale
 
 
 def _listed_ids(plans: Sequence[ClipPlan]) -> torch.Tensor:

@@ -82,11 +82,14 @@ def crop_matrix(crop: Crop, size: tuple[int, int], *, flip_width: int | None = N
     return np.array([[-scale_x, 0, flip_width - crop.left], [0, scale_y, crop.top], [0, 0, 1]])
 
 
-def affine_matrices(rotations: ArrayLike, shears: ArrayLike, size: tuple[int, int]) -> Matrix:
-    """(T, 3, 3): output -> input of a rotation and a shear along x about the middle of a canvas of `size`.
+def affine_matrices(
+    rotations: ArrayLike, shears: ArrayLike, size: tuple[int, int], *, scales: ArrayLike = 1.0
+) -> Matrix:
+    """(T, 3, 3): output -> input of a scaling, a rotation and a shear along x about the middle of a canvas of `size`.
 
-    rotations, shears: (T,) degrees. The content turns clockwise on the screen (y points down) for a positive angle, and
-    a positive shear moves its lower part to the left. Source: the inverse matrix of torchvision's affine.
+    rotations, shears: (T,) degrees; scales: (T,) or one, above 1 the content grows. The content turns clockwise on the
+    screen (y points down) for a positive angle, and a positive shear moves its lower part to the left.
+    Source: the inverse matrix of torchvision's affine.
     """
     angle = np.radians(np.asarray(rotations, np.float64))
     tangent = np.tan(np.radians(np.asarray(shears, np.float64)))
@@ -95,6 +98,7 @@ def affine_matrices(rotations: ArrayLike, shears: ArrayLike, size: tuple[int, in
     # Inverse of rotation @ [[1, -tan], [0, 1]]; its determinant is 1.
     matrices[:, 0, 0], matrices[:, 0, 1] = cosine - sine * tangent, sine + cosine * tangent
     matrices[:, 1, 0], matrices[:, 1, 1] = -sine, cosine
+    matrices /= np.asarray(scales, np.float64).reshape(-1, 1, 1)
     centre = np.array([size[1] / 2, size[0] / 2])
     matrices[:, :2, 2] = centre - matrices[:, :2, :2] @ centre
     matrices[:, 2, 2] = 1
@@ -181,11 +185,24 @@ def draw_colours(
     return ClipColours(clip_steps, is_grey, frame_steps, tones)
 
 
-def colour_matrices(tones: Sequence[Tone]) -> NDArray[np.float32]:
-    """(T, 3, 4) float32: each tone as a matrix for (red, green, blue, 1)."""
+def hue_matrix(turn: float) -> Matrix:
+    """(3, 3): hues shifted by `turn` of the full circle (red towards yellow for a small positive one), greys kept.
+
+    A rotation of RGB about the axis of greys: the linear map that comes nearest to the published shift, which goes
+    through HSV and is not linear. docs/order.md says how near.
+    """
+    cosine, sine = math.cos(2 * math.pi * turn), math.sin(2 * math.pi * turn) / math.sqrt(3)
+    same, before, after = cosine + (1 - cosine) / 3, (1 - cosine) / 3 - sine, (1 - cosine) / 3 + sine
+    return np.array([[same, before, after], [after, same, before], [before, after, same]])
+
+
+def colour_matrices(tones: Sequence[Tone], *, hue: float = 0.0) -> NDArray[np.float32]:
+    """(T, 3, 4) float32: a shift of hues by `hue` of the circle, then each tone, as a matrix for (r, g, b, 1)."""
     numbers = np.array(tones)  # (T, 3): scale, grey, offset
     matrices = np.empty((len(numbers), 3, 4))
     matrices[:, :, :3] = numbers[:, 0, None, None] * np.eye(3) + numbers[:, 1, None, None] * np.array(LUMA)
+    if hue:
+        matrices[:, :, :3] @= hue_matrix(hue)
     matrices[:, :, 3] = numbers[:, 2, None]
     return matrices.astype(np.float32)
 

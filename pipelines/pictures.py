@@ -68,8 +68,8 @@ def clip_rows(batch: Batch) -> tuple[list[list[NDArray[np.uint8]]], list[str]]:
         pixels = np.clip(np.rint((images * deviation + mean) * 255), 0, 255).astype(np.uint8)  # (T, H, W, 3)
         masks = batch.masks[position].cpu().numpy()
         slots = np.arange(1, batch.first_masks.shape[1] + 1, dtype=np.uint8)[:, None, None]
-        damaged = (batch.first_masks[position].cpu().numpy().astype(np.uint8) * slots).max(axis=0)
-        row = [overlay(pixels[0], damaged)]
+        damaged = (batch.first_masks[position].cpu().numpy() > 0.5) * slots  # (K, H, W)
+        row = [overlay(pixels[0], damaged.max(axis=0))]
         row += [overlay(image, mask) for image, mask in zip(pixels, masks, strict=True)]
         rows.append(row)
         captions.append(_caption(plan, int(batch.num_objects[position])))

@@ -8,6 +8,8 @@ from pipelines.recipes import ClipRequest, Recipe
 from pipelines.sampling import Mix, MixEntry
 from pipelines.streams import stream_key
 from pipelines.types import ClipPlan, EncodedClip
+from shards.errors import DataError
+from shards.masks import SOFT_CODECS
 from shards.reader import ShardSet
 
 
@@ -16,12 +18,14 @@ class ClipSource:
 
     mix: the data sets in proportion. steps, batch_size: of the stage; clip n belongs to step n // batch_size, which is
     all that curricula see. batch_size counts the clips of all ranks together. key: (seed, 64 bits of the mix).
-    Raises DataError if a data set has no video to sample, ValueError for bad numbers.
+    Raises DataError if a data set has no video to sample or masks the recipe cannot use, ValueError for bad numbers.
     """
 
     def __init__(self, mix: Sequence[MixEntry], recipe: Recipe, *, seed: int, steps: int, batch_size: int) -> None:
         if steps < 1 or batch_size < 1:
             raise ValueError(f"a stage needs at least one step and one clip, got {steps} steps of {batch_size} clips")
+        for entry in mix:
+            _require_masks(entry.dataset, soft=recipe.soft_masks)
         self.mix = Mix(mix, min_frames=recipe.min_frames)
         self.recipe = recipe
         self.steps = steps
@@ -53,7 +57,8 @@ class ClipSource:
     def read(self, plan: ClipPlan) -> EncodedClip:
         """A plan with the bytes of its frames. Raises DataError for bytes that fail their checksum."""
         shard_set = self.shard_set(plan)
-        return EncodedClip(plan, tuple(shard_set.read(frame) for frame in plan.frames), shard_set.mask_codec)
+        frames = {frame: shard_set.read(frame) for frame in dict.fromkeys(plan.frames)}
+        return EncodedClip(plan, tuple(frames[frame] for frame in plan.frames), shard_set.mask_codec)
 
     def describe(self, plan: ClipPlan) -> str:
         """Where a clip comes from, for messages: `clip 12 (step 1): davis2017, video bear, frames 3 5 8 11 12`."""
@@ -63,3 +68,14 @@ class ClipSource:
         name = shard_set.videos.original_names[plan.video]
         step = plan.number // self.batch_size
         return f"clip {plan.number} (step {step}): {shard_set.name}, video {name}, frames {positions}"
+
+
+def _require_masks(dataset: ShardSet, *, soft: bool) -> None:
+    if (dataset.mask_codec in SOFT_CODECS) != soft:
+        words = ("label maps of video, as rde_video and rde_bl30k", "soft masks of still images, as rde_static")
+        raise DataError(
+            dataset.path,
+            expected=f"{words[soft]} need them",
+            found=f"{words[not soft].partition(',')[0]} (mask codec {dataset.mask_codec})",
+            remedy="give the stage another recipe, or its recipe another shard set",
+        )

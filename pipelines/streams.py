@@ -31,6 +31,7 @@ class StreamName(IntEnum):
     AFFINE = 5
     COLOUR = 6
     DAMAGE = 7
+    SPLINE = 8
 
 
 class Stream:

@@ -43,6 +43,18 @@ class ClipSteps:
     frame_colours: tuple[tuple[ColourStep, ...], ...]
 
 
+@dataclass(frozen=True, slots=True)
+class AreaRule:
+    """Which objects may be chosen, by their areas in pixels of the warped masks of clip frames 0, 1 and 2.
+
+    Those above `large` in frame 0, and those above `small` there that stay below `later` in frames 1 and 2.
+    """
+
+    large: int
+    small: int
+    later: int
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class ClipPlan:
     """Everything random about one clip, as numbers. T = frames of the clip.
@@ -60,6 +72,8 @@ class ClipPlan:
     damage.
     trial: how many frame choices of the recipe were passed over because they showed no object (0 for the first).
     steps: what matrices and colours were composed from, for recipes that have a published step-by-step form.
+    splines: per frame the control points of a thin-plate spline that bends the warped, coloured frame (see
+    pipelines.spline), or None for a frame that stays as it is. Empty: no frame is bent.
     """
 
     number: int
@@ -75,6 +89,7 @@ class ClipPlan:
     damage_iou: float | None
     trial: int
     steps: ClipSteps | None = None
+    splines: tuple[NDArray[np.float64] | None, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,12 +108,14 @@ class ClipPixels:
     images: (B, T, H, W, 3) uint8 RGB. labels: (B, T, H, W) uint8 with the data set's own object ids, 0 background, 255
     void.
     annotated: (B, T) bool, False where the frame has no label map (its labels are 0 then and mean nothing).
+    soft: the labels are no ids but levels of one object's soft mask, 0 background to 255 object, warped linearly.
     All on the executor's device.
     """
 
     images: torch.Tensor
     labels: torch.Tensor
     annotated: torch.Tensor
+    soft: bool = False
 
 
 class Executor(Protocol):
@@ -122,9 +139,11 @@ class Batch:
     masks: (B, T, H, W) uint8 slots: 0 background, 1..K objects, 255 void; unannotated frames are all void.
     num_objects: (B,) int64, 0..K: slots 1..num_objects are in use.
     first_masks: (B, K, H, W) float32 in {0, 1}: masks of clip frame 0 with the plan's damage applied, zeros for unused
-    slots.
+    slots. Of soft masks: in 0..1.
     annotated: (B, T) bool. plans: the B plans, for naming any clip in a message.
     step: the training step this batch belongs to.
+    clean_masks: (B, K, H, W) float32 in 0..1: soft masks of clip frame 0 without damage, of which `masks` only tells
+    what is above one half. None for label maps: masks[:, 0] says it all.
     """
 
     step: int
@@ -134,3 +153,4 @@ class Batch:
     first_masks: torch.Tensor
     annotated: torch.Tensor
     plans: tuple[ClipPlan, ...]
+    clean_masks: torch.Tensor | None = None

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from pipelines.assembly import assemble
+from pipelines.assembly import make_assembly
 from pipelines.executors import make_executor
 from pipelines.loader import ClipLoader
 from pipelines.pictures import clip_rows, overlay, sheet
@@ -33,7 +32,7 @@ def clip_sheet(config: Config, *, stage: int, step: int, max_clips: int = 8, cel
         name = "cpu" if config.executor == "auto" else config.executor
         executor = make_executor(name, threads=1, device=torch.device("cpu"))
         stack.callback(executor.close)
-        to_batch = partial(assemble, num_slots=source.recipe.num_slots, device=torch.device("cpu"))
+        to_batch = make_assembly(source.recipe, torch.device("cpu"))
         loader = stack.enter_context(ClipLoader(source, executor, to_batch, start_step=step, stop_step=step + 1))
         rows, captions = clip_rows(next(iter(loader)))
     return sheet(rows[:max_clips], captions[:max_clips], cell_height_px)

@@ -12,7 +12,7 @@ import torch
 from torch.amp.grad_scaler import GradScaler
 
 from models import Rde
-from pipelines.assembly import assemble
+from pipelines.assembly import make_assembly
 from pipelines.executors import make_executor
 from pipelines.loader import ClipLoader
 from pipelines.sampling import MixEntry
@@ -126,7 +126,7 @@ def _open_loader(config: Config, source: ClipSource, place: Place, done: int, st
     loader = ClipLoader(
         source,
         executor,
-        partial(assemble, num_slots=source.recipe.num_slots, device=place.device),
+        make_assembly(source.recipe, place.device),
         rank=place.ranks.rank,
         world_size=place.ranks.world_size,
         start_step=done,

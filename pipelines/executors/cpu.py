@@ -1,7 +1,8 @@
 """The fast CPU path, which defines correctness: turbo JPEG, one warp, one colour matrix, whole levels after each.
 
 An image is sampled linearly between pixel centres and rounded to 8 bit, the colour matrix is applied and rounded again;
-a label map takes the pixel that contains the sampling point (`geometry`). Outside the source are fill and label 0.
+a label map takes the pixel that contains the sampling point (`geometry`), a soft mask is sampled like an image. Outside
+the source are fill and label 0.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from pipelines.executors.encoded import decode_jpeg_padded, decode_labels, fill_colour, jpeg_size
+from pipelines.executors.encoded import decode_jpeg_padded, decode_labels, fill_colour, has_soft_masks, jpeg_size
 from pipelines.executors.frames import FrameExecutor
 from pipelines.executors.geometry import pixel_centred, snap
 from pipelines.types import ClipPixels, EncodedClip
@@ -48,7 +49,10 @@ class CpuExecutor:
         image = decode_jpeg_padded(clip, index, self._scratch.decoded(height * width * 4))
         warp_image(image, matrix, fill_colour(plan), self._scratch.warped(plan.size), image_out)
         apply_colour(image_out, plan.colours[index])
-        warp_labels(decode_labels(clip, index), matrix, snapped.half_steps[0], labels_out)
+        if has_soft_masks(clip):
+            warp_soft_mask(decode_labels(clip, index), matrix, labels_out)
+        else:
+            warp_labels(decode_labels(clip, index), matrix, snapped.half_steps[0], labels_out)
 
 
 class Scratch(threading.local):
@@ -114,6 +118,15 @@ def warp_labels(
     size = out.shape[1], out.shape[0]
     shifted = np.column_stack([matrix[:, :2], matrix[:, 2] + half_steps])
     cv2.warpAffine(labels, shifted, size, dst=out, flags=flags, borderMode=cv2.BORDER_CONSTANT, borderValue=0)
+
+
+def warp_soft_mask(levels: NDArray[np.uint8] | None, matrix: NDArray[np.float64], out: NDArray[np.uint8]) -> None:
+    """Linear warp of a soft mask (h, w) by a snapped, pixel-centred matrix into `out` (H, W); zeros for None."""
+    if levels is None:
+        out[:] = 0
+        return
+    flags, size = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP, (out.shape[1], out.shape[0])
+    cv2.warpAffine(levels, matrix, size, dst=out, flags=flags, borderMode=cv2.BORDER_CONSTANT, borderValue=0)
 
 
 @contextmanager

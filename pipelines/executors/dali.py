@@ -17,9 +17,12 @@ from nvidia.dali import fn, types
 from nvidia.dali.backend import GetSchema
 
 from pipelines.executors.encoded import checked_jpeg, decode_jpeg, decode_labels, fill_colour
-from pipelines.executors.frames import annotated_frames, clips_shape
+from pipelines.executors.frames import all_soft, annotated_frames, clips_shape
 from pipelines.executors.geometry import snap
 from pipelines.types import ClipPixels, EncodedClip
+
+NOTHING: tuple[int, tuple[int, int], bool] = (0, (0, 0), False)
+"""Largest batch, output size and kind of masks before anything is built."""
 
 NO_LABELS = np.zeros((1, 1, 1), np.uint8)
 """Stands in for the label map of a frame without annotation: whatever the warp, it shows 0 only."""
@@ -28,21 +31,21 @@ NO_LABELS = np.zeros((1, 1, 1), np.uint8)
 class DaliExecutor:
     """Executor over a DALI pipeline, whose results are tensors on `device`.
 
-    The pipeline is built for the largest batch seen and one output size, and built again when either changes. Call it
-    from one thread at a time.
+    The pipeline is built for the largest batch seen, one output size and one kind of masks, and built again when any of
+    them changes. Call it from one thread at a time.
     """
 
     def __init__(self, *, threads: int = 1, device: torch.device | str = "cpu") -> None:
         self._threads = threads
         self._device = torch.device(device)
         self._pipeline: dali.Pipeline | None = None
-        self._built_for = (0, (0, 0))
+        self._built_for = NOTHING
 
     def __call__(self, clips: list[EncodedClip]) -> ClipPixels:
         """See Executor. RuntimeError for a failure of DALI's that is no image's fault."""
-        num_clips, num_frames, size = clips_shape(clips)
+        (num_clips, num_frames, size), soft = clips_shape(clips), all_soft(clips)
         inputs = _inputs(clips, size)
-        pipeline = self._pipeline_for(num_clips * num_frames, size)
+        pipeline = self._pipeline_for(num_clips * num_frames, size, soft=soft)
         try:
             for name, values in inputs.items():
                 pipeline.feed_input(name, values)
@@ -56,19 +59,22 @@ class DaliExecutor:
             self._tensor(images).view(num_clips, num_frames, *size, 3),
             self._tensor(labels).view(num_clips, num_frames, *size),
             annotated_frames(clips).to(self._device, non_blocking=True),
+            soft,
         )
 
     def close(self) -> None:
         """Release the pipeline and its memory; the next call builds a new one."""
         self._pipeline = None
-        self._built_for = (0, (0, 0))
+        self._built_for = NOTHING
 
-    def _pipeline_for(self, num_images: int, size: tuple[int, int]) -> dali.Pipeline:
-        largest, built_size = self._built_for
-        if self._pipeline is None or num_images > largest or size != built_size:
+    def _pipeline_for(self, num_images: int, size: tuple[int, int], *, soft: bool) -> dali.Pipeline:
+        largest, *built = self._built_for
+        if self._pipeline is None or num_images > largest or [size, soft] != built:
             self._pipeline = None
-            self._built_for = (max(num_images, largest), size)
-            self._pipeline = build_pipeline(self._built_for[0], size, threads=self._threads, device=self._device)
+            self._built_for = (max(num_images, largest), size, soft)
+            self._pipeline = build_pipeline(
+                self._built_for[0], size, soft=soft, threads=self._threads, device=self._device
+            )
         return self._pipeline
 
     def _tensor(self, outputs: dali.backend.TensorListCPU | dali.backend.TensorListGPU) -> torch.Tensor:
@@ -85,20 +91,30 @@ class DaliExecutor:
 
 
 def build_pipeline(
-    max_batch: int, size: tuple[int, int], *, threads: int, device: torch.device | str = "cpu"
+    max_batch: int,
+    size: tuple[int, int],
+    *,
+    soft: bool = False,
+    threads: int,
+    device: torch.device | str = "cpu",
 ) -> dali.Pipeline:
-    """The graph for up to `max_batch` images to `size` (height, width); inputs as `_inputs` names them."""
+    """The graph for up to `max_batch` images to `size` (height, width); inputs as `_inputs` names them.
+
+    soft: labels are soft masks, to be sampled linearly.
+    """
     options = {"exec_async": False, "exec_pipelined": False, "prefetch_queue_depth": 1}
     if "exec_dynamic" in inspect.signature(dali.Pipeline.__init__).parameters:
         options["exec_dynamic"] = False  # 2.x would free and fault its buffers at every batch
     pipeline = dali.Pipeline(max_batch, threads, _device_id(torch.device(device)), **options)
     with pipeline:
-        pipeline.set_outputs(*_graph(size, on_gpu=torch.device(device).type == "cuda"))
+        pipeline.set_outputs(*_graph(size, soft=soft, on_gpu=torch.device(device).type == "cuda"))
     pipeline.build()
     return pipeline
 
 
-def _graph(size: tuple[int, int], *, on_gpu: bool) -> tuple[dali.data_node.DataNode, dali.data_node.DataNode]:
+def _graph(
+    size: tuple[int, int], *, soft: bool, on_gpu: bool
+) -> tuple[dali.data_node.DataNode, dali.data_node.DataNode]:
     """Images (N, H, W, 3) and labels (N, H, W, 1), both uint8, as nodes of the pipeline being defined."""
     matrix, fill = _external("matrix", 2), _external("fill", 3)
     labels = fn.external_source(name="labels", batch=True, dtype=types.UINT8, ndim=3, layout="HWC")
@@ -112,8 +128,12 @@ def _graph(size: tuple[int, int], *, on_gpu: bool) -> tuple[dali.data_node.DataN
     )
     rounded = fn.cast(warped + fill, dtype=types.UINT8)
     images = fn.coord_transform(rounded, M=_external("colour", 2), T=_external("offset", 1), dtype=types.UINT8)
-    warped_labels = fn.warp_affine(labels, matrix=matrix, size=size, interp_type=types.INTERP_NN, fill_value=0.0)
-    return images, warped_labels
+    if soft:
+        levels = fn.warp_affine(
+            labels, matrix=matrix, size=size, interp_type=types.INTERP_LINEAR, fill_value=0.0, dtype=types.FLOAT
+        )
+        return images, fn.cast(levels, dtype=types.UINT8)
+    return images, fn.warp_affine(labels, matrix=matrix, size=size, interp_type=types.INTERP_NN, fill_value=0.0)
 
 
 def _decode(*, on_gpu: bool) -> dali.data_node.DataNode:

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from pipelines.types import ClipPlan, EncodedClip
 from shards.errors import DataError
-from shards.masks import decode_label_map
+from shards.masks import SOFT_CODECS, decode_label_map, decode_soft_mask
 
 IMAGE_START = b"\xff\xd8"
 IMAGE_END = b"\xff\xd9"
@@ -52,15 +52,24 @@ def jpeg_size(clip: EncodedClip, index: int) -> tuple[int, int]:
     return height, width
 
 
+def has_soft_masks(clip: EncodedClip) -> bool:
+    """Whether the masks are levels to be warped linearly, and no label maps."""
+    return clip.mask_codec in SOFT_CODECS
+
+
 def decode_labels(clip: EncodedClip, index: int) -> NDArray[np.uint8] | None:
-    """Label map of frame `index`, (H, W) uint8 of the image's size, or None without annotation. Raises DataError."""
+    """Label map or soft mask of frame `index`, (H, W) uint8 of the image's size, None without annotation.
+
+    Raises DataError.
+    """
     data = clip.frames[index].mask
     if data is None:
         return None
     try:
-        labels = decode_label_map(data, clip.mask_codec)
+        decode = decode_soft_mask if has_soft_masks(clip) else decode_label_map
+        labels = decode(data, clip.mask_codec)
     except ValueError as error:
-        expected = f"a label map in codec {clip.mask_codec}"
+        expected = f"a {'soft mask' if has_soft_masks(clip) else 'label map'} in codec {clip.mask_codec}"
         raise _bad_frame(clip.plan, index, expected=expected, found=str(error)) from error
     size = jpeg_size(clip, index)
     if labels.shape != size:

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from pipelines.executors.encoded import has_soft_masks
 from pipelines.types import ClipPixels, EncodedClip
 
 RenderFrame = Callable[[EncodedClip, int, NDArray[np.uint8], NDArray[np.uint8]], None]
@@ -29,7 +30,7 @@ class FrameExecutor:
 
     def __call__(self, clips: list[EncodedClip]) -> ClipPixels:
         """See Executor."""
-        num_clips, num_frames, (height, width) = clips_shape(clips)
+        (num_clips, num_frames, (height, width)), soft = clips_shape(clips), all_soft(clips)
         images = torch.empty((num_clips, num_frames, height, width, 3), dtype=torch.uint8)
         labels = torch.empty((num_clips, num_frames, height, width), dtype=torch.uint8)
         pixels, ids = images.numpy(), labels.numpy()
@@ -40,7 +41,7 @@ class FrameExecutor:
         places = [(clip, frame) for clip in range(num_clips) for frame in range(num_frames)]
         for _ in map(render_at, places) if self._pool is None else self._pool.map(render_at, places):
             pass
-        return ClipPixels(images, labels, annotated_frames(clips))
+        return ClipPixels(images, labels, annotated_frames(clips), soft)
 
     def close(self) -> None:
         """Release the threads. A closed executor with threads cannot be called again."""
@@ -57,6 +58,14 @@ def clips_shape(clips: list[EncodedClip]) -> tuple[int, int, tuple[int, int]]:
         raise ValueError(f"clips of one batch must agree in (frames, size), got {sorted(shapes)}")
     num_frames, size = shapes.pop()
     return len(clips), num_frames, size
+
+
+def all_soft(clips: list[EncodedClip]) -> bool:
+    """Whether the masks of a batch are soft masks. Raises ValueError where some are and some are label maps."""
+    soft = {has_soft_masks(clip) for clip in clips}
+    if len(soft) > 1:
+        raise ValueError("clips of one batch have either label maps or soft masks; give each kind a stage of its own")
+    return soft.pop()
 
 
 def annotated_frames(clips: list[EncodedClip]) -> torch.Tensor:

@@ -7,12 +7,17 @@ import difflib
 from collections.abc import Mapping
 from typing import Any
 
-from pipelines.recipes.rde import RdeVideo
+from pipelines.recipes.rde import RdeBl30k, RdeVideo
+from pipelines.recipes.rde_static import RdeStatic
 from pipelines.recipes.request import ClipRequest, Recipe
 
-__all__ = ["RECIPES", "ClipRequest", "RdeVideo", "Recipe", "make_recipe"]
+__all__ = ["RECIPES", "ClipRequest", "RdeBl30k", "RdeStatic", "RdeVideo", "Recipe", "make_recipe"]
 
-RECIPES: dict[str, type[RdeVideo]] = {"rde_video": RdeVideo}
+RECIPES: dict[str, type[RdeVideo] | type[RdeStatic]] = {
+    "rde_static": RdeStatic,
+    "rde_bl30k": RdeBl30k,
+    "rde_video": RdeVideo,
+}
 
 
 def make_recipe(name: str, options: Mapping[str, Any]) -> Recipe:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from pipelines.augmentation import (
     ClipColours,
@@ -25,7 +26,7 @@ from pipelines.recipes.limits import Limits, check_numbers
 from pipelines.recipes.request import ClipRequest
 from pipelines.sampling import annotated_frames
 from pipelines.streams import Stream, StreamName
-from pipelines.types import ClipPlan, ClipSteps
+from pipelines.types import AreaRule, ClipPlan, ClipSteps
 from shards.masks import FrameObjects
 
 LIMITS = {
@@ -47,10 +48,14 @@ LIMITS = {
     "fill": Limits(3, 0, 255),
 }
 
+AREA_LIMITS = Limits(3, 0, whole=True)
+
 IMAGENET_FILL = (124.0, 116.0, 104.0)
 """The ImageNet mean as grey levels: what RDE shows where a warp leaves the image."""
 
 RDE_GAPS = Table(((0.0, 5), (0.1, 10), (0.2, 15), (0.3, 20), (0.4, 25), (0.9, 5)))
+BL30K_GAPS = Table((*RDE_GAPS.rows[:-1], (0.8, 5)))
+BL30K_AREAS = AreaRule(large=900, small=100, later=400)
 CLIP_JITTER = Jitter(0.1, 0.03, 0.03)
 FRAME_JITTER = Jitter(0.01, 0.01, 0.01)
 
@@ -88,6 +93,8 @@ class RdeVideo:
     """Range of the IoU at which damage of the first mask stops; None for no damage."""
     trials: int = 5
     """Choices of frames and crop before a clip that shows no object is taken as it is."""
+    area_rule: AreaRule | None = None
+    """Which objects of the warped masks may be chosen (large, small, later); None: every visible one."""
 
     def __post_init__(self) -> None:
         """Bring values from YAML into their types; ValueError, naming the field, for values that make no clip."""
@@ -102,12 +109,22 @@ class RdeVideo:
         object.__setattr__(self, "max_gap", self.max_gap if isinstance(self.max_gap, Table) else Table(self.max_gap))
         for _, max_gap in self.max_gap.rows:
             check_numbers("max_gap", max_gap, Limits(1, 1))
+        if self.area_rule is not None:
+            rule = self.area_rule
+            numbers = (rule.large, rule.small, rule.later) if isinstance(rule, AreaRule) else rule
+            object.__setattr__(self, "area_rule", AreaRule(*check_numbers("area_rule", numbers, AREA_LIMITS)))
+            check_numbers("num_frames", self.num_frames, Limits(1, 3, whole=True))
+
+    @property
+    def soft_masks(self) -> bool:
+        """Reads label maps."""
+        return False
 
     def plan(self, request: ClipRequest) -> ClipPlan:
         """The plan of one clip: that of the first trial that should show an object, or of the last one."""
         for trial in range(self.trials):
             view = self._view(request, trial)
-            if sees_any(view.matrices[0], self.size, view.objects.boxes):
+            if sees_any(view.matrices[0], self.size, self._boxes_to_see(view)):
                 break
         order = request.stream(StreamName.OBJECTS, trial=trial).permutation(len(view.objects.ids))
         damage = request.stream(StreamName.DAMAGE)
@@ -141,6 +158,13 @@ class RdeVideo:
         matrices = crop_matrix(crop, self.size, flip_width=flip_width) @ affines
         return _View(frames, request.shard_set.objects(frames[0]), crop, flip_width, affines, matrices)
 
+    def _boxes_to_see(self, view: _View) -> NDArray[np.integer]:
+        """Boxes of the objects that may be chosen, if the crop shows them whole."""
+        if self.area_rule is None:
+            return view.objects.boxes
+        magnification = 1 / abs(np.linalg.det(view.matrices[0]))
+        return view.objects.boxes[view.objects.areas * magnification > self.area_rule.small]
+
     def _draw_colours(self, request: ClipRequest, trial: int) -> ClipColours:
         return draw_colours(
             request.stream(StreamName.COLOUR, trial=trial),
@@ -160,6 +184,15 @@ class RdeVideo:
         if stream.happens(self.reverse):
             positions = positions[::-1]
         return tuple(rows[positions].tolist())
+
+
+@dataclass(frozen=True, kw_only=True)
+class RdeBl30k(RdeVideo):
+    """Stage 1 of RDE: as stages 2 and 3, but for wider crops, no tiny objects, and a curriculum that ends earlier."""
+
+    crop_area: tuple[float, float] = (0.25, 1.0)
+    max_gap: Table = BL30K_GAPS
+    area_rule: AreaRule | None = BL30K_AREAS
 
 
 class _View(NamedTuple):

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from pipelines.streams import Stream, StreamName
-from pipelines.types import ClipPlan
+from pipelines.types import AreaRule, ClipPlan
 from shards.reader import ShardSet
 
 
@@ -50,6 +50,14 @@ class Recipe(Protocol):
     @property
     def size(self) -> tuple[int, int]:
         """Height and width of the output in pixels."""
+
+    @property
+    def soft_masks(self) -> bool:
+        """Whether it makes clips of still images with soft masks, or else of videos with label maps."""
+
+    @property
+    def area_rule(self) -> AreaRule | None:
+        """Which objects may become slots; None: every visible one."""
 
     def plan(self, request: ClipRequest) -> ClipPlan:
         """The plan of one clip: the same for the same request, whatever was planned before."""

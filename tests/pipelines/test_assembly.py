@@ -10,7 +10,7 @@ import torch
 
 from pipelines.assembly import assemble
 from pipelines.damage import damage_mask
-from pipelines.types import VOID, Batch, ClipPixels, ClipPlan
+from pipelines.types import VOID, AreaRule, Batch, ClipPixels, ClipPlan
 from tests.pipelines.clips import blobs, plain_plan
 
 
@@ -135,3 +135,35 @@ def test_impossible_arguments_are_refused() -> None:
         assemble(pixels, plans_of((1,)), num_slots=255, step=0, device="cpu")
     with pytest.raises(ValueError, match="2 plans for the pixels of 1 clips"):
         assemble(pixels, plans_of((1,), (1,)), num_slots=2, step=0, device="cpu")
+
+
+@pytest.mark.parametrize(
+    ("areas", "chosen"),
+    [
+        ((901, 2000, 2000), True),  # large
+        ((900, 399, 399), True),  # small, and stays small
+        ((900, 400, 0), False),  # grows in the second frame
+        ((900, 0, 400), False),  # or in the third
+        ((101, 0, 0), True),
+        ((100, 0, 0), False),  # tiny
+    ],
+)
+def test_bl30k_chooses_objects_by_area(areas: tuple[int, int, int], chosen: bool) -> None:
+    labels = np.zeros((1, 4, 50, 50), np.uint8)
+    for frame, area in enumerate((*areas, 2500)):  # the fourth frame is not looked at
+        labels[0, frame].reshape(-1)[:area] = 7
+    plans = [dataclasses.replace(plain_plan((50, 50), num_frames=4), object_ids=(9, 7))]
+    rule = AreaRule(large=900, small=100, later=400)
+    batch, misses = assemble(pixels_of(labels), plans, num_slots=2, step=0, device="cpu", area_rule=rule)
+    assert batch.num_objects.tolist() == [int(chosen)]
+    assert int(misses) == int(not chosen)
+    assert (batch.masks == 1).sum() == (sum(areas) + 2500 if chosen else 0)
+
+
+def test_an_area_rule_passes_over_ids_in_the_plans_order() -> None:
+    labels = np.zeros((1, 3, 50, 50), np.uint8)
+    labels[0, :, 0, :30], labels[0, :, 10:40, :20], labels[0, :, 10:40, 25:] = 4, 5, 6
+    plans = [dataclasses.replace(plain_plan((50, 50), num_frames=3), object_ids=(4, 6, 5))]
+    batch, _ = assemble(pixels_of(labels), plans, num_slots=2, step=0, device="cpu", area_rule=AreaRule(500, 100, 400))
+    assert [int(batch.masks[0, 0, 20, column]) for column in (5, 30)] == [2, 1]
+    assert int(batch.masks[0, 0, 0, 0]) == 0

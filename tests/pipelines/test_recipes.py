@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import random
 from collections import Counter
@@ -13,9 +14,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipelines.curriculum import Table
-from pipelines.recipes import RECIPES, ClipRequest, RdeVideo, make_recipe
+from pipelines.recipes import RECIPES, ClipRequest, RdeBl30k, RdeVideo, make_recipe
 from pipelines.recipes.rde import choose_positions
 from pipelines.streams import Stream, StreamName
+from pipelines.types import AreaRule
 from tests.pipelines.fake_set import FakeSet, FakeVideo
 
 KEY = (11, 13)
@@ -252,7 +254,7 @@ def test_defaults_are_the_published_values():
 @pytest.mark.parametrize(
     ("name", "options", "message"),
     [
-        ("rde_vide", {}, "no recipe 'rde_vide', did you mean 'rde_video'; there are: rde_video"),
+        ("rde_vide", {}, "no recipe 'rde_vide', did you mean 'rde_video'; there are: rde_static, rde_bl30k, rde_video"),
         ("rde_video", {"rotatoin": 3}, "has no 'rotatoin', did you mean 'rotation'; it has: num_frames"),
         ("rde_video", {"crop_area": [0.5, 0.3]}, "crop_area must be 2 numbers within .*, the lower first, got"),
         ("rde_video", {"crop_area": [0, 1]}, "crop_area must be 2 numbers within 1e-06..1"),
@@ -279,3 +281,32 @@ def test_options_that_make_no_clip_are_refused_by_name(name, options, message):
 
 def test_every_recipe_of_the_catalogue_can_be_made_by_its_name():
     assert {name: type(make_recipe(name, {})) for name in RECIPES} == RECIPES
+
+
+# BL30K
+
+
+def test_bl30k_differs_from_video_where_the_paper_says_so():
+    bl30k, video = RdeBl30k(), RdeVideo()
+    assert bl30k.crop_area == (0.25, 1.0)
+    assert bl30k.max_gap.switches(500_000)[-1] == (400_000, 5)
+    assert video.max_gap.switches(500_000)[-1] == (450_000, 5)
+    assert bl30k.area_rule == AreaRule(large=900, small=100, later=400)
+    same = dataclasses.replace(bl30k, crop_area=(0.36, 1.0), max_gap=video.max_gap, area_rule=None)
+    assert dataclasses.asdict(same) == dataclasses.asdict(video)
+
+
+def test_bl30k_draws_again_where_no_object_can_be_large_enough():
+    tiny = FakeSet([FakeVideo(num_frames=160, size=(512, 768), boxes={1: (200, 200, 205, 205)})])
+    large = FakeSet([FakeVideo(num_frames=160, size=(512, 768), boxes={1: (100, 100, 400, 600)})])
+    assert {RdeBl30k().plan(request(tiny, n)).trial for n in range(20)} == {4}
+    assert {RdeBl30k().plan(request(large, n)).trial for n in range(20)} == {0}
+    assert 0 in {RdeVideo().plan(request(tiny, n)).trial for n in range(20)}
+
+
+def test_an_area_rule_comes_from_yaml_as_three_numbers():
+    assert make_recipe("rde_bl30k", {"area_rule": [90, 10, 40]}).area_rule == AreaRule(90, 10, 40)
+    with pytest.raises(ValueError, match="area_rule must be 3 whole numbers of at least 0"):
+        make_recipe("rde_bl30k", {"area_rule": [90, 10]})
+    with pytest.raises(ValueError, match="num_frames must be a whole number of at least 3"):
+        make_recipe("rde_bl30k", {"num_frames": 2})

@@ -1,0 +1,179 @@
+"""Clips of synthetic frames out of one still image, as in stage 0 of RDE. docs/order.md lists the deviations."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipelines.augmentation import (
+    Crop,
+    Jitter,
+    Matrix,
+    affine_matrices,
+    colour_matrices,
+    crop_matrix,
+    draw_colours,
+    luma,
+)
+from pipelines.recipes.limits import Limits, check_numbers
+from pipelines.recipes.rde import IMAGENET_FILL
+from pipelines.recipes.request import ClipRequest
+from pipelines.sampling import annotated_frames
+from pipelines.spline import draw_points
+from pipelines.streams import Stream, StreamName
+from pipelines.types import AreaRule, ClipPlan
+
+LIMITS = {
+    "num_frames": Limits(1, 1, whole=True),
+    "size": Limits(2, 2, whole=True),
+    "clip_scale": Limits(2, 1e-3, 1e3, rising=True),
+    "flip": Limits(1, 0, 1),
+    "grayscale": Limits(1, 0, 1),
+    "hue": Limits(1, 0, 0.5),
+    "rotation": Limits(1, 0, 180),
+    "frame_scale": Limits(2, 1e-3, 1e3, rising=True),
+    "shear": Limits(1, 0, 89),
+    "spline": Limits(1, 0, 1),
+    "spline_points": Limits(1, 4, whole=True),
+    "spline_deviation": Limits(1, 0, 1),
+    "damage_iou": Limits(2, 0, 1, rising=True),
+    "clip_jitter": Limits(3, 0, 1),
+    "frame_jitter": Limits(3, 0, 1),
+    "fill": Limits(3, 0, 255),
+}
+STATIC_JITTER = Jitter(0.1, 0.05, 0.05)
+OBJECT_ID = 1
+"""Of what a soft mask shows."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RdeStatic:
+    """Stage 0 of RDE; the defaults are the published values. Probabilities and fractions are in 0..1.
+
+    Source: Li et al., Recurrent Dynamic Embedding for Video Object Segmentation, CVPR 2022, and its released code.
+    """
+
+    num_frames: int = 3
+    size: tuple[int, int] = (384, 384)
+    """Height and width of the output in pixels, which must be equal: the shorter side of the image becomes as long. One
+    number means a square."""
+    clip_scale: tuple[float, float] = (0.8, 1.5)
+    """Of the image in its own canvas, the same for all frames."""
+    flip: float = 0.5
+    clip_jitter: Jitter = STATIC_JITTER
+    hue: float = 0.05
+    """Largest shift of the clip's hues, as a fraction of the circle."""
+    grayscale: float = 0.05
+    rotation: float = 20.0
+    """Degrees to either side, drawn per frame."""
+    frame_scale: tuple[float, float] = (0.9, 1.1)
+    shear: float = 10.0
+    """Degrees to either side along x, drawn per frame."""
+    frame_jitter: Jitter = STATIC_JITTER
+    spline: float = 0.33
+    """Probability that a frame is bent."""
+    spline_points: int = 12
+    spline_deviation: float = 0.02
+    """How far control points move, as a standard deviation in each coordinate and a fraction of the side."""
+    fill: tuple[float, float, float] = IMAGENET_FILL
+    damage_iou: tuple[float, float] | None = (0.85, 1.0)
+    """Range of the IoU at which damage of the first mask stops; None for no damage."""
+
+    def __post_init__(self) -> None:
+        """Bring values from YAML into their types; ValueError, naming the field, for values that make no clip."""
+        square = (self.size, self.size) if isinstance(self.size, int) else self.size
+        values = {name: getattr(self, name) for name in LIMITS} | {"size": square}
+        if self.damage_iou is None:
+            del values["damage_iou"]
+        for name, value in values.items():
+            object.__setattr__(self, name, check_numbers(name, value, LIMITS[name]))
+        object.__setattr__(self, "clip_jitter", Jitter(*self.clip_jitter))
+        object.__setattr__(self, "frame_jitter", Jitter(*self.frame_jitter))
+        if self.size[0] != self.size[1]:
+            raise ValueError(f"size must be a square, got {self.size}")
+        if self.spline_points > self.size[0]:
+            raise ValueError(f"spline_points must be at most size: no two in one row, got {self.spline_points}")
+
+    @property
+    def num_slots(self) -> int:
+        """A still has one object."""
+        return 1
+
+    @property
+    def min_frames(self) -> int:
+        """A still is a video of one frame."""
+        return 1
+
+    @property
+    def soft_masks(self) -> bool:
+        """Reads soft masks."""
+        return True
+
+    @property
+    def area_rule(self) -> AreaRule | None:
+        """None: the object is taken as it is."""
+        return None
+
+    def plan(self, request: ClipRequest) -> ClipPlan:
+        """The plan of one clip: `num_frames` times the image, each seen through numbers of its own."""
+        frame = int(annotated_frames(request.shard_set, request.video)[0])
+        damage, colour = request.stream(StreamName.DAMAGE), request.stream(StreamName.COLOUR)
+        colours = draw_colours(
+            colour,
+            self.num_frames,
+            clip_jitter=self.clip_jitter,
+            grayscale=self.grayscale,
+            frame_jitter=self.frame_jitter,
+            mean_grey=luma(self.fill),
+        )
+        return ClipPlan(
+            number=request.number,
+            dataset=request.dataset,
+            video=request.video,
+            frames=(frame,) * self.num_frames,
+            object_ids=(OBJECT_ID,),
+            size=self.size,
+            matrices=self._matrices(request)[:, :2].astype(np.float32),
+            colours=colour_matrices(colours.tones, hue=colour.uniform(-self.hue, self.hue)),
+            fill=self.fill,
+            damage_key=damage.key(),
+            damage_iou=None if self.damage_iou is None else damage.uniform(*self.damage_iou),
+            trial=0,
+            splines=self._splines(request.stream(StreamName.SPLINE)),
+        )
+
+    def _matrices(self, request: ClipRequest) -> Matrix:
+        """(T, 3, 3): output -> crop -> resized image -> frame affine -> flip -> clip scale -> source."""
+        videos = request.shard_set.videos
+        height, width = int(videos.height[request.video]), int(videos.width[request.video])
+        stream = request.stream(StreamName.CROP)
+        scaled = affine_matrices([0.0], [0.0], (height, width), scales=stream.uniform(*self.clip_scale))[0]
+        flipped = crop_matrix(
+            Crop(0, 0, height, width), (height, width), flip_width=width if stream.happens(self.flip) else None
+        )
+        crops = np.stack([self._draw_crop(stream, height, width) for _ in range(self.num_frames)])
+        numbers = request.stream(StreamName.AFFINE).uniforms(3 * self.num_frames).reshape(3, self.num_frames)
+        low, high = self.frame_scale
+        affines = affine_matrices(
+            self.rotation * (2 * numbers[0] - 1),
+            self.shear * (2 * numbers[1] - 1),
+            (height, width),
+            scales=low + (high - low) * numbers[2],
+        )
+        matrices: Matrix = scaled @ flipped @ affines @ crops
+        return matrices
+
+    def _draw_crop(self, stream: Stream, height: int, width: int) -> Matrix:
+        """(3, 3): output -> canvas of a random square of the image resized to `size` on its shorter side."""
+        shorter = min(height, width)
+        resized = [self.size[0] * side // shorter for side in (height, width)]
+        top, left = (stream.integer(side - self.size[0] + 1) for side in resized)
+        shrink = np.diag([width / resized[1], height / resized[0], 1.0])
+        return shrink @ np.array([[1.0, 0, left], [0, 1, top], [0, 0, 1]])
+
+    def _splines(self, stream: Stream) -> tuple[NDArray[np.float64] | None, ...]:
+        bent = [stream.happens(self.spline) for _ in range(self.num_frames)]
+        numbers = (self.spline_points, self.size[0], self.spline_deviation)
+        return tuple(draw_points(stream, *numbers) if bends else None for bends in bent)
