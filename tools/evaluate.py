@@ -12,14 +12,19 @@ if __name__ == "__main__":
 
 import os
 from argparse import Namespace
+from collections.abc import Sequence
 from pathlib import Path
 
 from tqdm import tqdm
 
+from pipelines.pictures import save_png
 from tools.cli import Parser, run
-from trainers.benchmarks import PROTOCOLS, evaluate, find_results
-from trainers.score_reports import Report, format_report, write_report
-from trainers.videos import open_videos
+from trainers.benchmarks import PROTOCOLS, Protocol, evaluate, global_scores, usual_protocol
+from trainers.score_pictures import worst_frames, worst_sheet, write_plots
+from trainers.score_reports import Report, format_report, write_curves, write_report
+from trainers.score_types import ObjectScores, ResultFolder, find_results
+from trainers.score_youtube import Categories, read_categories, youtube_vos_scores
+from trainers.videos import VideoSource, open_videos
 
 
 def main() -> None:
@@ -30,18 +35,56 @@ def main() -> None:
 def evaluate_results(arguments: list[str]) -> int:
     """The tool; returns its exit status."""
     options = _parse(arguments)
-    protocol = PROTOCOLS[options.protocol]
-    source = open_videos(options.dataset, list_folders=protocol.list_folders)
-    videos = tuple(dict.fromkeys(options.videos)) if options.videos else source.select(options.split)
+    source, protocol = _open(options)
+    split = options.split or next((name for name in protocol.splits if name in source.splits), protocol.splits[0])
+    videos = tuple(dict.fromkeys(options.videos)) if options.videos else source.select(split)
     results = find_results(options.results, videos)
+    categories = Categories() if options.categories is None else read_categories(options.categories)
     with tqdm(total=len(videos), unit="video", desc="scored", disable=None) as bar:
         scores = evaluate(source, results, protocol, videos, jobs=options.jobs, on_video=lambda video: bar.update())
-    report = Report(protocol.name, options.split, source.identity, str(options.results), scores)
-    written = write_report(options.output or options.results, report)
-    print(f"{protocol.name} {options.split}: {len(videos)} videos, {len(scores)} objects\n")
-    print(format_report(report))
-    print("\nwritten: " + ", ".join(map(str, written)))
+    youtube = protocol.name == "youtube_vos"
+    figures = youtube_vos_scores(source, scores, categories) if youtube else global_scores(scores)
+    report = Report(protocol, split, source.identity, str(options.results), scores, figures)
+    folder = options.output or options.results
+    written = [
+        *write_report(folder, report),
+        *_write_extras(options, folder, split, scores, source=source, results=results),
+    ]
+    print(f"{protocol.name} {split}: {len(videos)} videos, {len(scores)} objects\nrules: {protocol.rules}")
+    if youtube and options.categories is None:
+        print("all objects count as seen: G is the mean of their J and F (--categories FILE tells which are unseen)")
+    print(f"\n{format_report(report)}\n\nwritten: " + ", ".join(map(str, written)))
     return 0
+
+
+def _open(options: Namespace) -> tuple[VideoSource, Protocol]:
+    """The truth, and the protocol asked for or the usual one for its kind."""
+    splits = PROTOCOLS["youtube_vos"].splits if options.split is None else (options.split,)
+    name = options.protocol or usual_protocol(open_videos(options.dataset, splits=splits).kind)
+    protocol = PROTOCOLS[name]
+    source = open_videos(
+        options.dataset, list_folders=protocol.list_folders, splits=splits, annotations=protocol.annotations
+    )
+    return source, protocol
+
+
+def _write_extras(
+    options: Namespace,
+    folder: Path,
+    split: str,
+    scores: Sequence[ObjectScores],
+    *,
+    source: VideoSource,
+    results: ResultFolder,
+) -> list[Path]:
+    """Curves, plots and worst frames, as far as they are wanted."""
+    written = [write_curves(folder, split, scores)] if options.curves else []
+    if options.plots:
+        written.append(write_plots(folder / f"plots-{split}", scores)[0].parent)
+    if options.worst:
+        written.append(folder / f"worst-{split}.png")
+        save_png(worst_sheet(source, results, worst_frames(scores, options.worst)), written[-1])
+    return written
 
 
 def _parse(arguments: list[str]) -> Namespace:
@@ -51,16 +94,31 @@ def _parse(arguments: list[str]) -> Namespace:
         "dataset",
         type=Path,
         metavar="DATASET_OR_FOLDER",
-        help="the truth: a shard set, or a folder in the DAVIS layout",
+        help="the truth: a shard set, or a folder in the layout of DAVIS or YouTube-VOS",
     )
-    parser.add_argument("--protocol", choices=sorted(PROTOCOLS), default="davis2017", help="default: %(default)s")
-    parser.add_argument("--split", default="val", help="which videos, by the data set's lists (default: %(default)s)")
+    parser.add_argument(
+        "--protocol", choices=sorted(PROTOCOLS), help="default: by the kind of the data set, else davis2017"
+    )
+    parser.add_argument("--split", help="which videos (default: val; of YouTube-VOS valid_gt, else valid)")
     parser.add_argument("--videos", nargs="+", metavar="NAME", help="these videos instead of all of the split")
-    parser.add_argument("--output", type=Path, metavar="DIR", help="where the CSV and JSON files go (default: RESULTS)")
+    parser.add_argument(
+        "--categories",
+        type=Path,
+        metavar="FILE",
+        help='youtube_vos: JSON {"unseen": [...], "seen": [...], "videos": {video: {id: category}}}',
+    )
+    parser.add_argument("--curves", action="store_true", help="write J and F of every object and frame as CSV")
+    parser.add_argument("--plots", action="store_true", help="draw J over time, a PNG per video")
+    parser.add_argument("--worst", type=int, metavar="N", help="draw the N worst frames, truth beside result")
+    parser.add_argument("--output", type=Path, metavar="DIR", help="where all files go (default: RESULTS)")
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="processes (default: all cores)")
     options = parser.parse_args(arguments)
-    if options.jobs < 1:
-        parser.error(f"--jobs is {options.jobs}, expected at least 1")
+    for name in ("jobs", "worst"):
+        value = getattr(options, name)
+        if value is not None and value < 1:
+            parser.error(f"--{name} is {value}, expected at least 1")
+    if options.categories is not None and options.protocol not in (None, "youtube_vos"):
+        parser.error("--categories goes with --protocol youtube_vos")
     return options
 
 

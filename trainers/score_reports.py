@@ -4,27 +4,27 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from shards.manifest import encode_json
 from shards.storage import write_bytes
-from trainers.benchmarks import ObjectScores, global_scores
-
-GLOBAL_COLUMNS = ("J&F-Mean", "J-Mean", "J-Recall", "J-Decay", "F-Mean", "F-Recall", "F-Decay")
+from trainers.benchmarks import Protocol
+from trainers.score_types import ObjectScores
 
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """Scores of a split (its name is in the file names) and what they belong to."""
+    """Scores of a split (its name is in the file names), the benchmark's figures, and what they belong to."""
 
-    protocol: str
+    protocol: Protocol
     split: str
     dataset: str
     results: str
     scores: Sequence[ObjectScores]
+    figures: Mapping[str, float]
 
 
 def write_report(folder: Path, report: Report) -> tuple[Path, ...]:
@@ -33,26 +33,35 @@ def write_report(folder: Path, report: Report) -> tuple[Path, ...]:
     CSV columns and three decimals are those of the official code; JSON holds full precision and the per-frame curves.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    figures = global_scores(report.scores)
     contents = {
-        f"global_results-{report.split}.csv": _csv(
-            GLOBAL_COLUMNS, [_decimals(figures[name] for name in GLOBAL_COLUMNS)]
-        ),
+        f"global_results-{report.split}.csv": _csv(report.figures, [_decimals(report.figures.values())]),
         f"per-sequence_results-{report.split}.csv": _csv(
             ("Sequence", "J-Mean", "F-Mean"), sequence_rows(report.scores)
         ),
-        f"results-{report.split}.json": encode_json(_everything(report, figures)),
+        f"results-{report.split}.json": encode_json(_everything(report)),
     }
     for name, data in contents.items():
         write_bytes(folder / name, data)
     return tuple(folder / name for name in contents)
 
 
+def write_curves(folder: Path, split: str, scores: Sequence[ObjectScores]) -> Path:
+    """Write curves-<split>.csv, a row per object and scored frame: Video, Object, Frame, J, F in full precision."""
+    rows = [
+        (item.video, str(item.number), frame, repr(float(region)), repr(float(boundary)))
+        for item in scores
+        for frame, region, boundary in zip(item.frames, item.region, item.boundary, strict=True)
+    ]
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"curves-{split}.csv"
+    write_bytes(path, _csv(("Video", "Object", "Frame", "J", "F"), rows))
+    return path
+
+
 def format_report(report: Report) -> str:
     """Global figures, then a row per object, as text with columns in line."""
-    figures = global_scores(report.scores)
     tables = [
-        (GLOBAL_COLUMNS, [_decimals(figures[name] for name in GLOBAL_COLUMNS)]),
+        (tuple(report.figures), [_decimals(report.figures.values())]),
         (("Sequence", "J-Mean", "F-Mean"), sequence_rows(report.scores)),
     ]
     return "\n\n".join(_aligned(header, rows) for header, rows in tables)
@@ -60,20 +69,12 @@ def format_report(report: Report) -> str:
 
 def sequence_rows(scores: Sequence[ObjectScores]) -> list[list[str]]:
     """`<video>_<number>`, mean J and mean F of every object, three decimals."""
-    return [
-        [sequence_name(item), *_decimals((item.region_statistics.mean, item.boundary_statistics.mean))]
-        for item in scores
-    ]
+    return [[item.name, *_decimals((item.region_statistics.mean, item.boundary_statistics.mean))] for item in scores]
 
 
-def sequence_name(item: ObjectScores) -> str:
-    """The official name of an object."""
-    return f"{item.video}_{item.number}"
-
-
-def _everything(report: Report, figures: dict[str, float]) -> dict[str, Any]:
+def _everything(report: Report) -> dict[str, Any]:
     objects = {
-        sequence_name(item): {
+        item.name: {
             "J": item.region_statistics._asdict() | {"per_frame": item.region.tolist()},
             "F": item.boundary_statistics._asdict() | {"per_frame": item.boundary.tolist()},
             "frames": list(item.frames),
@@ -81,13 +82,14 @@ def _everything(report: Report, figures: dict[str, float]) -> dict[str, Any]:
         for item in report.scores
     }
     return {
-        "protocol": report.protocol,
+        "protocol": report.protocol.name,
+        "rules": report.protocol.rules,
         "split": report.split,
         "dataset": report.dataset,
         "results": report.results,
         "num_objects": len(report.scores),
         "num_object_frames": sum(len(item.frames) for item in report.scores),
-        "global": figures,
+        "global": dict(report.figures),
         "objects": objects,
     }
 
@@ -96,7 +98,7 @@ def _decimals(values: Iterable[float]) -> list[str]:
     return [f"{value:.3f}" for value in values]
 
 
-def _csv(header: Sequence[str], rows: Iterable[Sequence[str]]) -> bytes:
+def _csv(header: Iterable[str], rows: Iterable[Sequence[str]]) -> bytes:
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(header)

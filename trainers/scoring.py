@@ -9,6 +9,7 @@ Source: Perazzi et al. 2016, section 4; the behaviour of the official davis2017-
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import cv2
@@ -21,23 +22,40 @@ TOLERANCE = 0.008  # share of the image diagonal within which two boundary pixel
 
 
 class FrameScores(NamedTuple):
-    """J and F of objects 1..K in one frame, each float64 (K,), 0..1."""
+    """J and F of objects in one frame, 0..1, both float64 of one shape: (K,), or (P, K) of P proposals."""
 
     region: NDArray[np.float64]
     boundary: NDArray[np.float64]
 
 
-def score_frame(truth: NDArray[np.uint8], result: NDArray[np.uint8], num_objects: int) -> FrameScores:
-    """J and F of objects 1..num_objects in two label maps (H, W) of one size; other ids count for nothing."""
-    if truth.shape != result.shape:
-        raise ValueError(f"truth is {truth.shape}, result is {result.shape}: label maps of one frame have one size")
-    radius = boundary_radius(*truth.shape)
-    scores = FrameScores(np.empty(num_objects), np.empty(num_objects))
-    for index in range(num_objects):
-        truth_mask, result_mask = crop_to_both(truth == index + 1, result == index + 1)
+def score_frame(truth: NDArray[np.uint8], result: NDArray[np.uint8], object_ids: Sequence[int]) -> FrameScores:
+    """J and F of the objects of these ids in two label maps (H, W) of one size; other ids count for nothing."""
+    radius = _common_radius(truth, result)
+    scores = FrameScores(np.empty(len(object_ids)), np.empty(len(object_ids)))
+    for index, object_id in enumerate(object_ids):
+        truth_mask, result_mask = crop_to_both(truth == object_id, result == object_id)
         scores.region[index] = region_similarity(truth_mask, result_mask)
         scores.boundary[index] = boundary_measure(truth_mask, result_mask, radius)
     return scores
+
+
+def score_pairs(
+    truth: NDArray[np.uint8], result: NDArray[np.uint8], num_proposals: int, num_objects: int
+) -> FrameScores:
+    """J and F of every proposal 1..P in `result` against every object 1..K in `truth`, each (P, K).
+
+    Both are label maps (H, W) of one size. Areas come from one joint histogram, each outline is made and widened once.
+    """
+    radius = _common_radius(truth, result)
+    pairs = np.bincount((truth.astype(np.intp) << 8 | result).reshape(-1), minlength=1 << 16).reshape(256, 256)
+    shared = pairs[1 : num_objects + 1, 1 : num_proposals + 1].T  # (P, K) pixels
+    union = pairs.sum(0)[1 : num_proposals + 1, None] + pairs.sum(1)[None, 1 : num_objects + 1] - shared
+    region = np.where(union == 0, 1.0, shared / np.maximum(union, 1))
+    box = _box_of_both(truth != 0, result != 0)
+    objects = [_outline(truth[box] == index + 1, radius) for index in range(num_objects)]
+    proposals = [_outline(result[box] == index + 1, radius) for index in range(num_proposals)]
+    boundary = np.array([[_agreement(ours, theirs) for theirs in objects] for ours in proposals])
+    return FrameScores(region, boundary.reshape(num_proposals, num_objects))
 
 
 def crop_to_both(truth: BoolMask, result: BoolMask) -> tuple[BoolMask, BoolMask]:
@@ -47,11 +65,21 @@ def crop_to_both(truth: BoolMask, result: BoolMask) -> tuple[BoolMask, BoolMask]
     lies inside, and where the crop ends before the image does, its last row and column are background, as what follows
     them is.
     """
+    box = _box_of_both(truth, result)
+    return truth[box], result[box]
+
+
+def _box_of_both(truth: BoolMask, result: BoolMask) -> tuple[slice, slice]:
     left, top, width, height = cv2.boundingRect((truth | result).view(np.uint8))
     if width == 0:
-        return truth[:0, :0], result[:0, :0]
-    box = np.s_[max(top - 1, 0) : top + height + 1, max(left - 1, 0) : left + width + 1]
-    return truth[box], result[box]
+        return np.s_[:0, :0]
+    return np.s_[max(top - 1, 0) : top + height + 1, max(left - 1, 0) : left + width + 1]
+
+
+def _common_radius(truth: NDArray[np.uint8], result: NDArray[np.uint8]) -> int:
+    if truth.shape != result.shape:
+        raise ValueError(f"truth is {truth.shape}, result is {result.shape}: label maps of one frame have one size")
+    return boundary_radius(truth.shape[0], truth.shape[1])
 
 
 def region_similarity(truth: BoolMask, result: BoolMask) -> float:
@@ -79,14 +107,29 @@ def boundary_measure(truth: BoolMask, result: BoolMask, radius: int) -> float:
 
     1 if neither has a boundary (which a mask that fills the image has not), 0 if only one has.
     """
-    stride = truth.shape[1] + radius
-    truth_bits = _as_bits(boundary_map(truth), stride)
-    result_bits = _as_bits(boundary_map(result), stride)
-    if not truth_bits or not result_bits:
-        return float(truth_bits == result_bits)
+    return _agreement(_outline(result, radius), _outline(truth, radius))
+
+
+class _Outline(NamedTuple):
+    """Boundary of a mask, one bit per pixel: as it is, how many pixels, and widened by the disc."""
+
+    bits: int
+    num_pixels: int
+    widened: int
+
+
+def _outline(mask: BoolMask, radius: int) -> _Outline:
+    stride = mask.shape[1] + radius
+    bits = _as_bits(boundary_map(mask), stride)
+    return _Outline(bits, bits.bit_count(), _widen(bits, radius, stride) if bits else 0)
+
+
+def _agreement(result: _Outline, truth: _Outline) -> float:
+    if not result.bits or not truth.bits:
+        return float(result.bits == truth.bits)
     # Only set bits of the other map are counted, so what widening leaves in the padding does no harm.
-    precision = (result_bits & _widen(truth_bits, radius, stride)).bit_count() / result_bits.bit_count()
-    recall = (truth_bits & _widen(result_bits, radius, stride)).bit_count() / truth_bits.bit_count()
+    precision = (result.bits & truth.widened).bit_count() / result.num_pixels
+    recall = (truth.bits & result.widened).bit_count() / truth.num_pixels
     return 2 * precision * recall / (precision + recall) if precision + recall else 0.0
 
 

@@ -12,8 +12,9 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from trainers.benchmarks import PROTOCOLS, ResultFolder, evaluate, find_results
+from trainers.benchmarks import PROTOCOLS, evaluate
 from trainers.label_files import read_label_map
+from trainers.score_types import ResultFolder, find_results
 from trainers.scoring import BoolMask, boundary_map, boundary_radius
 from trainers.video_folders import DavisFolder
 

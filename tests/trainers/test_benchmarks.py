@@ -12,9 +12,10 @@ from PIL import Image
 from shards.errors import DataError
 from tests.trainers.scoring_oracle import slow_measure, slow_region
 from tests.trainers.small_videos import HEIGHT, WIDTH, label_map, save_labels, write_results, write_tree
-from trainers.benchmarks import PROTOCOLS, ObjectScores, evaluate, find_results, global_scores
+from trainers.benchmarks import PROTOCOLS, evaluate, global_scores
 from trainers.label_files import LabelMap, read_label_map, write_label_map
-from trainers.score_reports import GLOBAL_COLUMNS, Report, format_report, write_report
+from trainers.score_reports import Report, format_report, write_report
+from trainers.score_types import ObjectScores, find_results
 from trainers.video_folders import DavisFolder, read_split_list, time_order
 from trainers.videos import open_videos
 
@@ -33,7 +34,7 @@ def results(tmp_path: Path) -> Path:
 
 def score(truth: Path, results: Path, protocol: str = "davis2017", *, jobs: int = 1) -> list[ObjectScores]:
     rules = PROTOCOLS[protocol]
-    source = open_videos(truth, list_folders=rules.list_folders)
+    source = open_videos(truth, list_folders=rules.list_folders, annotations=rules.annotations)
     videos = source.select("val")
     return evaluate(source, find_results(results, videos), rules, videos, jobs=jobs)
 
@@ -233,13 +234,13 @@ def test_grey_and_alpha_of_davis_2016_read_as_the_grey(tmp_path: Path) -> None:
 
 def test_reports_have_the_official_columns_and_full_precision(truth: Path, results: Path, tmp_path: Path) -> None:
     scores = score(truth, results)
-    report = Report("davis2017", "val", "truth", "results", scores)
+    report = Report(PROTOCOLS["davis2017"], "val", "truth", "results", scores, global_scores(scores))
     for path in write_report(tmp_path / "scores", report):
         assert path.is_file()
     lines = (tmp_path / "scores" / "global_results-val.csv").read_text().splitlines()
     figures = global_scores(scores)
     assert lines[0] == "J&F-Mean,J-Mean,J-Recall,J-Decay,F-Mean,F-Recall,F-Decay"
-    assert lines[1] == ",".join(f"{figures[name]:.3f}" for name in GLOBAL_COLUMNS)
+    assert lines[1] == ",".join(f"{figures[name]:.3f}" for name in lines[0].split(","))
     rows = (tmp_path / "scores" / "per-sequence_results-val.csv").read_text().splitlines()
     assert rows[0] == "Sequence,J-Mean,F-Mean"
     assert rows[1] == f"one_1,0.714,{scores[0].boundary_statistics.mean:.3f}"

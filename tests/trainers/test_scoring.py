@@ -57,7 +57,7 @@ def rectangle(shape: tuple[int, int], box: tuple[int, int, int, int]) -> Mask:
 
 
 def measure(truth: Mask, result: Mask) -> tuple[float, float]:
-    scores = score_frame(truth.astype(np.uint8), result.astype(np.uint8), 1)
+    scores = score_frame(truth.astype(np.uint8), result.astype(np.uint8), (1,))
     return float(scores.region[0]), float(scores.boundary[0])
 
 
@@ -131,7 +131,7 @@ def test_known_rectangles_score_as_the_official_code_scores_them(
 def test_objects_of_a_frame_are_scored_apart_and_other_ids_are_ignored() -> None:
     generator = np.random.default_rng(3)
     truth, result = generator.integers(0, 5, (2, 37, 53), dtype=np.uint8)
-    scores = score_frame(truth, result, 3)
+    scores = score_frame(truth, result, (1, 2, 3))
     for index in range(3):
         masks = truth == index + 1, result == index + 1
         assert scores.region[index] == slow_region(*masks)
@@ -141,7 +141,7 @@ def test_objects_of_a_frame_are_scored_apart_and_other_ids_are_ignored() -> None
 
 def test_label_maps_of_two_sizes_are_refused() -> None:
     with pytest.raises(ValueError, match=r"truth is \(4, 4\), result is \(4, 5\)"):
-        score_frame(np.zeros((4, 4), np.uint8), np.zeros((4, 5), np.uint8), 1)
+        score_frame(np.zeros((4, 4), np.uint8), np.zeros((4, 5), np.uint8), (1,))
 
 
 @pytest.mark.parametrize(
@@ -251,7 +251,7 @@ def test_real_masks_of_davis_equal_the_literal_definition(shared_data: Path) -> 
     for name in ("dog/00013.png", "horsejump-high/00017.png"):
         with Image.open(folder / "Annotations" / "480p" / name) as truth, Image.open(results / name) as result:
             truth_labels, result_labels = np.asarray(truth), np.asarray(result)
-        scores = score_frame(truth_labels, result_labels, 2)
+        scores = score_frame(truth_labels, result_labels, (1, 2))
         for index in range(2):
             masks = truth_labels == index + 1, result_labels == index + 1
             assert scores.boundary[index] == slow_measure(*masks)

@@ -12,7 +12,8 @@ from shards.masks import MASK_CODECS, MaskCodec
 from shards.palettes import voc_palette
 from shards.plan import BuildRequest, make_plan
 from tests.trainers.small_videos import label_map, write_results, write_tree
-from trainers.benchmarks import PROTOCOLS, evaluate, find_results
+from trainers.benchmarks import PROTOCOLS, evaluate
+from trainers.score_types import find_results
 from trainers.video_folders import read_split_list
 from trainers.videos import VideoSource, open_videos
 
