@@ -27,6 +27,12 @@ from models.memory import read_memory
 logger = logging.getLogger(__name__)
 
 PAPER_BASE = 64
+RANDOM_MASK_GAIN = 4.0
+"""Start of the mask channels of a random value trunk, in units of the published start beside ImageNet's RGB weights.
+
+At 1, what tells two objects apart is 1 % of the first logits' deviation, and a run learns to find objects long before it
+learns to follow one. At 4 the second object's training IoU after 400 small steps was 0.75 instead of 0.57 (one run each).
+"""
 
 
 class FrameFeatures(NamedTuple):
@@ -205,6 +211,8 @@ class Rde(nn.Module):
         if initialise:
             self._initialise(generator or torch.Generator().manual_seed(0))
             self._load_trunks(key_weights, value_weights)
+            if value_weights is None:
+                self.value_encoder.conv1.weight.data[:, 3:] *= RANDOM_MASK_GAIN
 
     def encode_key(self, images: Tensor) -> KeyFeatures:
         """Features of normalised images (B, T, 3, H, W), all frames as one batch."""

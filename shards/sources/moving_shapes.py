@@ -26,9 +26,9 @@ class MovingShapes:
     num_train: int = 16
     num_val: int = 4
     num_frames: int = 20
-    height: int = 160
-    width: int = 256
-    max_objects: int = 3
+    height: int = 96
+    width: int = 160
+    max_objects: int = 2
     seed: int = 0
 
 
