@@ -10,6 +10,7 @@ if __name__ == "__main__":
     sys.path[0] = str(Path(__file__).resolve().parent.parent)  # replaced: tools/ must not shadow installed modules
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C during the imports below ends quietly; run() takes it over
 
+import logging
 import os
 from argparse import Namespace
 from collections.abc import Sequence
@@ -35,6 +36,7 @@ def main() -> None:
 def evaluate_results(arguments: list[str]) -> int:
     """The tool; returns its exit status."""
     options = _parse(arguments)
+    logging.getLogger("matplotlib").setLevel(logging.WARNING)  # it tells of its font cache
     source, protocol = _open(options)
     split = options.split or next((name for name in protocol.splits if name in source.splits), protocol.splits[0])
     videos = tuple(dict.fromkeys(options.videos)) if options.videos else source.select(split)

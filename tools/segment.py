@@ -44,11 +44,10 @@ from trainers.segmenters import RdeOptions, RdeSegmenter
 from trainers.submission import write_submission
 from trainers.videos import VideoSource, open_videos
 
-FPS_NOTE = (
-    "model fps, as the papers count: frames the model saw, given ones too, by the time from frame on the device to "
-    "label map on the device (bank, network, resizing, argmax); no decoding, no copy to the device, no PNG. wall fps: "
-    "with all of that."
-)
+FPS_NOTE = """\
+model fps: as the papers count, frames the model saw, given ones too, by the time from "frame on the device" to "label
+  map on the device" (memory, network, resizing, argmax); without decoding, copying to the device and PNG files
+wall fps: with all of that; of several videos in flight the times overlap"""
 
 
 def main() -> None:

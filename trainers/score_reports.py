@@ -95,7 +95,8 @@ def _everything(report: Report) -> dict[str, Any]:
 
 
 def _decimals(values: Iterable[float]) -> list[str]:
-    return [f"{value:.3f}" for value in values]
+    """Three of them; counts stay whole."""
+    return [str(value) if isinstance(value, int) else f"{value:.3f}" for value in values]
 
 
 def _csv(header: Iterable[str], rows: Iterable[Sequence[str]]) -> bytes:

@@ -107,7 +107,7 @@ def youtube_vos_scores(source: VideoSource, scores: Sequence[ObjectScores], cate
             if items:
                 means = [(item.region if measure == "J" else item.boundary).mean() for item in items]
                 parts[f"{measure}-{name}"] = float(np.mean(means))
-    counts = {f"objects-{name}": float(len(items)) for name, items in groups.items() if items}
+    counts = {f"objects-{name}": len(items) for name, items in groups.items() if items}
     return {"G": float(np.mean(list(parts.values()))), **parts, **counts}
 
 
