@@ -163,3 +163,12 @@ def test_files_of_anything_else_are_refused_in_one_message(small_model: Rde, tmp
             load("rde", path)
     with pytest.raises(ValueError, match=r"expected a state dict .names to tensors."):
         load("rde", _saved({1: torch.zeros(3)}, tmp_path))
+
+
+def test_a_flipped_bit_in_the_weights_is_found(small_model: Rde, tmp_path: Path) -> None:
+    path = _saved(small_model.state_dict(), tmp_path)
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(ValueError, match=r"model\.pth: expected an undamaged file, found a wrong checksum in .*data/"):
+        load("rde", path)
