@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,13 +11,19 @@ import torch
 from PIL import Image
 
 from models.rde import Rde
+from shards.build import build, silent
 from shards.errors import DataError
 from shards.palettes import voc_palette
+from shards.plan import BuildRequest, make_plan
 from tests.trainers.small_videos import label_map, write_tree
+from tests.trainers.small_youtube import BEGINS, NUM_FRAMES, listed_frames, write_youtube_tree
 from tools.segment import segment
 from trainers.label_files import read_label_map
 from trainers.prediction import ModelClock, segment_video, whole_script
+from trainers.prediction_plan import SEGMENTATION_PROTOCOLS, plan_video
 from trainers.segmenters import RdeOptions, RdeSegmenter
+from trainers.submission import write_submission
+from trainers.videos import open_videos
 
 VIDEOS = {"one": (7,), "two": (2, 5)}
 
@@ -197,9 +204,112 @@ def test_weights_that_are_none_are_refused(tree: Path, tmp_path: Path) -> None:
     assert not (tmp_path / "out").exists()
 
 
+def segmented(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*.png"))}
+
+
+def test_several_videos_in_flight_give_the_same_files(weights: Path, tree: Path, tmp_path: Path) -> None:
+    tree = write_tree(tmp_path / "more", {f"video{n}": (n, n + 1) for n in range(1, 5)}, num_frames=5)
+    run_segment(weights, tree, tmp_path / "alone", "--threads", "1")
+    run_segment(weights, tree, tmp_path / "together", "--threads", "1", "--videos-in-flight", "3")
+    assert len(segmented(tmp_path / "alone")) == 20
+    assert segmented(tmp_path / "alone") == segmented(tmp_path / "together")
+
+
+def test_the_first_error_ends_all_videos_in_flight(weights: Path, tmp_path: Path) -> None:
+    tree = write_tree(tmp_path / "more", {f"video{n}": (n,) for n in range(1, 6)}, num_frames=8)
+    (tree / "JPEGImages" / "480p" / "video1" / "00001.jpg").write_bytes(b"not a picture")
+    with pytest.raises(DataError, match=r"video1/00001\.jpg: expected a whole JPEG"):
+        run_segment(weights, tree, tmp_path / "out", "--threads", "1", "--videos-in-flight", "2")
+    assert "video5/00007.png" not in segmented(tmp_path / "out")
+    assert not list((tmp_path / "out").rglob("*.tmp"))
+
+
+def test_davis_2016_is_one_object_in_grey(weights: Path, tmp_path: Path) -> None:
+    two = write_tree(tmp_path / "two", {"one": (2, 255)}, num_frames=4)
+    merged = write_tree(tmp_path / "merged", {"one": (1, 1)}, num_frames=4)
+    for path in sorted((two / "JPEGImages").rglob("*.jpg")):
+        (merged / path.relative_to(two)).write_bytes(path.read_bytes())
+    lists = two / "ImageSets" / "2016"
+    (two / "ImageSets" / "2017").rename(lists)
+    run_segment(weights, two, tmp_path / "grey", "--protocol", "davis2016")
+    run_segment(weights, two, tmp_path / "palette", "--protocol", "davis2016", "--png", "palette")
+    run_segment(weights, merged, tmp_path / "expected")
+    for frame in range(4):
+        name = f"one/{frame:05d}.png"
+        with Image.open(tmp_path / "grey" / name) as image:
+            assert image.mode == "L"
+            grey = np.array(image)
+        expected = read_label_map(tmp_path / "expected" / name)
+        np.testing.assert_array_equal(grey, expected * 255)
+        np.testing.assert_array_equal(read_label_map(tmp_path / "palette" / name), expected)
+
+
+def test_grey_is_refused_for_several_objects(weights: Path, tree: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="--png grey holds one object; davis2017 has several"):
+        run_segment(weights, tree, tmp_path / "out", "--png", "grey")
+
+
+def test_youtube_vos_is_written_and_packed_as_its_server_takes_it(weights: Path, tmp_path: Path) -> None:
+    tree = write_youtube_tree(tmp_path / "tree")
+    arguments = ("--shorter-side", "48", "--threads", "1")
+    run_segment(weights, tree, tmp_path / "some", "--zip", str(tmp_path / "some.zip"), *arguments)
+    run_segment(weights, tree, tmp_path / "all", "--all-frames", "--zip", str(tmp_path / "all.zip"), *arguments)
+    listed = {f"Annotations/{video}/{frame}.png" for video in BEGINS for frame in listed_frames(0)}
+    some, everything = segmented(tmp_path / "some"), segmented(tmp_path / "all")
+    assert set(some) == listed
+    assert len(everything) == 2 * NUM_FRAMES
+    assert all(everything[name] == data for name, data in some.items())
+    for archive in ("some.zip", "all.zip"):
+        with zipfile.ZipFile(tmp_path / archive) as packed:
+            assert {name: packed.read(name) for name in packed.namelist()} == some
+    assert (tmp_path / "some.zip").read_bytes() == (tmp_path / "all.zip").read_bytes()
+    for frame in ("00000", "00005"):
+        assert not read_label_map(tmp_path / "some" / "Annotations" / "dark" / f"{frame}.png").any()
+    assert set(np.unique(read_label_map(tmp_path / "some" / "Annotations" / "dark" / "00010.png"))) == {0, 3}
+    settings = json.loads((tmp_path / "some" / "segment.json").read_text())
+    assert [settings[name] for name in ("protocol", "top_k", "mem_every")] == ["youtube_vos", 20, 4]
+    assert settings["dataset"] == "tree/valid_all_frames"
+
+
+def test_shards_and_folder_of_youtube_vos_give_the_same_label_maps(weights: Path, tmp_path: Path) -> None:
+    tree = write_youtube_tree(tmp_path / "tree")
+    request = BuildRequest("youtube_vos", (tree,), tmp_path / "sets", splits=("valid_all_frames",))
+    shards = build(request, make_plan(request), silent).root
+    for name, dataset in (("folder", tree), ("shards", shards)):
+        run_segment(weights, dataset, tmp_path / name, "--shorter-side", "48", "--threads", "1")
+    assert segmented(tmp_path / "folder") == segmented(tmp_path / "shards")
+
+
+def test_davis_is_packed_with_its_videos_at_the_top(weights: Path, tree: Path, tmp_path: Path) -> None:
+    run_segment(weights, tree, tmp_path / "out", "--zip", str(tmp_path / "val.zip"))
+    with zipfile.ZipFile(tmp_path / "val.zip") as packed:
+        assert sorted(packed.namelist()) == [f"{video}/{frame:05d}.png" for video in VIDEOS for frame in range(5)]
+        assert packed.testzip() is None
+    (tmp_path / "out" / "one" / "00003.png").unlink()
+    source = open_videos(tree)
+    plan = plan_video(source, "one", SEGMENTATION_PROTOCOLS["davis2017"], RdeOptions().memorised)
+    with pytest.raises(DataError, match=r"one/00003\.png: expected a label map, found no such file"):
+        write_submission(tmp_path / "half.zip", tmp_path / "out", [plan])
+    assert not list(tmp_path.glob("half*"))
+
+
+def test_real_youtube_vos_keeps_its_ids_and_sizes(weights: Path, shared_data: Path, tmp_path: Path) -> None:
+    pack = shared_data / "ytvos_mini"
+    run_segment(weights, pack, tmp_path / "out", "--shorter-side", "96", "--threads", "1")
+    for video, ids in (("4f1c0ffee0", {0, 1, 2}), ("e2d00d0b02", {0, 3})):
+        for truth in (pack / "valid_gt" / "Annotations" / video).iterdir():
+            found = read_label_map(tmp_path / "out" / "Annotations" / video / truth.name)
+            assert found.shape == read_label_map(truth).shape
+            assert set(np.unique(found)) <= ids
+    assert not read_label_map(tmp_path / "out" / "Annotations" / "e2d00d0b02" / "00000.png").any()
+
+
 @pytest.mark.parametrize(
     ("argument", "message"),
     [
+        ("--videos-in-flight=0", "--videos-in-flight is 0"),
+        ("--shorter-side=big", "neither a positive number nor native"),
         ("--top-k=0", "neither a positive number nor all"),
         ("--mem-every=0", "--mem-every is 0"),
         ("--mode=x", "invalid choice"),
