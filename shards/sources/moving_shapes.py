@@ -52,29 +52,27 @@ def write_moving_shapes(
     """Write `shapes` to `folder` as JPEGImages/480p, Annotations/480p and ImageSets/2017; returns {split: video names}.
 
     Equal arguments give equal files. `on_frame` is called after each frame (for a progress bar). Videos of both splits
-    have 1..max_objects objects with ids 1..N, all visible in frame 0; later objects lie in front and hide earlier ones.
+    have 1..max_objects objects in turn, ids 1..N, all visible in frame 0; later objects lie in front of earlier ones.
     """
     splits = {
         "train": [f"shapes-{number:03d}" for number in range(shapes.num_train)],
         "val": [f"shapes-{number:03d}" for number in range(shapes.num_train, shapes.num_train + shapes.num_val)],
     }
+    for number in range(shapes.num_train + shapes.num_val):
+        _write_video(folder, number, shapes, on_frame)
     for split, names in splits.items():
-        for name in names:
-            number = int(name.removeprefix("shapes-"))
-            _write_video(folder, name, shapes, np.random.default_rng([shapes.seed, number]), on_frame)
         lists = folder / "ImageSets" / "2017"
         lists.mkdir(parents=True, exist_ok=True)
         (lists / f"{split}.txt").write_text("".join(f"{name}\n" for name in names))
     return splits
 
 
-def _write_video(
-    folder: Path, name: str, shapes: MovingShapes, rng: np.random.Generator, on_frame: Callable[[], object]
-) -> None:
+def _write_video(folder: Path, number: int, shapes: MovingShapes, on_frame: Callable[[], object]) -> None:
+    name, rng = f"shapes-{number:03d}", np.random.default_rng([shapes.seed, number])
     images, masks = folder / "JPEGImages" / "480p" / name, folder / "Annotations" / "480p" / name
     images.mkdir(parents=True, exist_ok=True)
     masks.mkdir(parents=True, exist_ok=True)
-    num_objects = int(rng.integers(1, shapes.max_objects + 1))
+    num_objects = 1 + number % shapes.max_objects
     margin = 32  # the background drifts by up to this much, as if the camera moved
     background = _texture(rng, shapes.height + 2 * margin, shapes.width + 2 * margin)
     objects = [_make_shape(rng, shapes, position, num_objects) for position in range(num_objects)]
