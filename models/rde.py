@@ -7,6 +7,7 @@ batch, T frames, O objects, (h, w) = (H/16, W/16); channel counts are the paper'
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,6 +15,7 @@ from typing import Any, NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from models.backbones import (
     BiasedResNet18Trunk,
@@ -186,6 +188,9 @@ class Rde(nn.Module):
     Batch norm always uses its running statistics, whatever `train()` says: the network is trained with frozen
     statistics and trained affine weights. H and W of all images must be multiples of 16 (32 at least where memory is
     compressed). At width 1 the state dict has the names and shapes of the authors' checkpoints.
+
+    checkpoint_activations (False) may be set to keep only what enters the network's parts and compute the rest again
+    in the backward pass: equal results, less memory, about a third more work.
     """
 
     def __init__(
@@ -199,7 +204,7 @@ class Rde(nn.Module):
         initialise: bool = True,
     ) -> None:
         super().__init__()
-        base = _base_channels(width)
+        base = base_channels(width)
         with torch.device("meta"):  # the constructors of layers would draw from the global generator
             self.key_encoder = ResNet50Trunk(base)
             self.value_encoder = ValueEncoder(base, others=not stage0)
@@ -207,6 +212,7 @@ class Rde(nn.Module):
             self.key_proj = KeyProjection(base)
             self.key_comp = nn.Conv2d(16 * base, 8 * base, 3, padding=1)
             self.decoder = Decoder(base)
+        self.checkpoint_activations = False
         self.to_empty(device="cpu")
         if initialise:
             self._initialise(generator or torch.Generator().manual_seed(0))
@@ -217,7 +223,7 @@ class Rde(nn.Module):
     def encode_key(self, images: Tensor) -> KeyFeatures:
         """Features of normalised images (B, T, 3, H, W), all frames as one batch."""
         clips = images.shape[:2]
-        f16, f8, f4 = self.key_encoder(images.flatten(0, 1))
+        f16, f8, f4 = self._run(self.key_encoder, images.flatten(0, 1))
         key = self.key_proj(f16).unflatten(0, clips).transpose(1, 2)  # (B, 64, T, h, w)
         thin = self.key_comp(f16).unflatten(0, clips)
         return KeyFeatures(key, thin, f16.unflatten(0, clips), f8.unflatten(0, clips), f4.unflatten(0, clips))
@@ -229,7 +235,8 @@ class Rde(nn.Module):
         sees the sum of the other objects' masks (not clamped), zeros where O = 1; a stage-0 model sees its own mask
         only.
         """
-        return self.value_encoder(image, f16, masks).unsqueeze(3)
+        value: Tensor = self._run(self.value_encoder, image, f16, masks)
+        return value.unsqueeze(3)
 
     def compress(self, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
         """Merge old memory (time 0) and a new frame (time 1) into one memory frame.
@@ -240,7 +247,8 @@ class Rde(nn.Module):
             raise ValueError("a stage-0 model has no SAM to compress memory; build the model with stage0=False")
         if key.shape[2] != 2 or value.shape[3] != 2:
             raise ValueError(f"compress merges exactly 2 frames, got {key.shape[2]} keys and {value.shape[3]} values")
-        return self.mem_compress(key, value)
+        merged: tuple[Tensor, Tensor] = self._run(self.mem_compress, key, value)
+        return merged
 
     def read(
         self, memory_key: Tensor, memory_value: Tensor, query_key: Tensor, thin: Tensor, *, top_k: int | None = None
@@ -258,13 +266,24 @@ class Rde(nn.Module):
 
         decoder_input (B, O, 1024, h, w), f8 (B, 512, 2h, 2w), f4 (B, 256, 4h, 4w).
         """
-        return self.decoder(decoder_input, f8, f4)
+        logits: Tensor = self._run(self.decoder, decoder_input, f8, f4)
+        return logits
+
+    def _run(self, part: nn.Module, *inputs: Tensor) -> Any:
+        if self.checkpoint_activations and torch.is_grad_enabled():
+            # Nothing in the network is random, so there is no generator state to keep.
+            return checkpoint(part, *inputs, use_reentrant=False, preserve_rng_state=False)
+        return part(*inputs)
 
     @staticmethod
     def options_of(state: Mapping[str, Tensor]) -> dict[str, Any]:
-        """The constructor options that fit a state dict: its width (1.0 if the state does not tell)."""
+        """The constructor options that fit a state dict: its width (1.0 if the state does not tell), its kind."""
         key_bias = state.get("key_proj.key_proj.bias")
-        return {"width": 1.0 if key_bias is None else key_bias.numel() / PAPER_BASE}
+        stem = state.get("value_encoder.conv1.weight")
+        return {
+            "width": 1.0 if key_bias is None else key_bias.numel() / PAPER_BASE,
+            "stage0": stem is not None and stem.dim() == 4 and stem.shape[1] == 4,
+        }
 
     @torch.no_grad()
     def _initialise(self, generator: torch.Generator) -> None:
@@ -289,7 +308,10 @@ class Rde(nn.Module):
             logger.warning("RDE starts from random trunks: no ImageNet file for %s", " and ".join(random))
 
 
-def _base_channels(width: float) -> int:
+def base_channels(width: float) -> int:
+    """Width of the stems of a model of this width. Raises ValueError unless every channel count comes out whole."""
+    if not math.isfinite(width):
+        raise ValueError(f"width is {width}, expected a number")
     base = round(PAPER_BASE * width)
     if base < 4 or base % 4 or base != PAPER_BASE * width:
         raise ValueError(f"width is {width}, expected a positive multiple of 1/16 (every channel count must be whole)")

@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 from models import Rde, find
 from models.backbones import orthogonal_stem
-from models.weight_files import read_tensors
+from models.layers import initialise_layers
+from models.weight_files import read_tensors, require_finite
 
 VALUE_STEM = "value_encoder.conv1.weight"
 SAM_PREFIX = "mem_compress."
@@ -22,8 +23,8 @@ def load(name: str, path: Path) -> Rde:
 
     The file is an authors' checkpoint (a flat state dict) or one of ours (a dict whose "model" is the state dict);
     its width is read from it. Raises ValueError, in one message, for every key that is missing or unexpected and
-    every other shape; for stage-0 weights, which cannot segment several objects; and for files that are no
-    checkpoint.
+    every other shape; for a width that no model has; for stage-0 weights, which cannot segment several objects; for
+    the first tensor that is not finite; and for files that are no checkpoint.
     """
     model_class = find(name)
     state = read_state(path)
@@ -32,8 +33,12 @@ def load(name: str, path: Path) -> Rde:
             f"{path}: expected weights of stages 1 to 3, found stage 0 (4-channel value stem, no SAM); "
             "train a later stage from it (models.released.start_from) and load the result"
         )
-    model = model_class(initialise=False, **model_class.options_of(state))
+    try:
+        model = model_class(initialise=False, **model_class.options_of(state))
+    except ValueError as error:
+        raise ValueError(f"{path}: no weights of a model {name!r} ({error}); give the file of one") from error
     load_strictly(model, state, path)
+    require_finite(model.state_dict(), path)
     return model.eval()
 
 
@@ -49,6 +54,22 @@ def start_from(model: nn.Module, path: Path, generator: torch.Generator) -> None
         state = grow_value_stem(state, generator)
         state |= {key: tensor for key, tensor in own.items() if key.startswith(SAM_PREFIX)}
     load_strictly(model, state, path)
+    require_finite(model.state_dict(), path)
+
+
+def advance(earlier: Rde, generator: torch.Generator) -> Rde:
+    """The network of the later stages with the weights of a stage-0 one, on the CPU; `earlier` is left alone.
+
+    As `start_from`, for stages of one run: a fifth stem channel and a fresh SAM, both drawn from `generator`. Raises
+    ValueError unless `earlier` is of stage 0.
+    """
+    state = grow_value_stem({key: tensor.cpu() for key, tensor in earlier.state_dict().items()}, generator)
+    later = type(earlier)(initialise=False, **(earlier.options_of(state) | {"stage0": False}))
+    assert later.mem_compress is not None
+    initialise_layers(later.mem_compress, generator)
+    sam = {key: tensor for key, tensor in later.state_dict().items() if key.startswith(SAM_PREFIX)}
+    later.load_state_dict(state | sam)
+    return later
 
 
 def read_state(path: Path) -> dict[str, Tensor]:

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from models import build
+from models import Rde, build, find
 from models.released import load_strictly
 from shards.errors import DataError
 from shards.storage import remove_unfinished, replacing
@@ -37,6 +37,7 @@ FREE_KEYS = frozenset(
             "tensorboard",
         ),
         *("start_from", "model.key_weights", "model.value_weights", "channels_last", "compile"),
+        "activation_checkpointing",
     }
 )
 """Config keys that may differ when a run goes on: they move it, show it or speed it up, but do not say what it is.
@@ -132,11 +133,18 @@ def read_newest(folder: Path) -> tuple[Path, Checkpoint] | None:
 def load_model(path: Path) -> tuple[nn.Module, dict[str, Any]]:
     """The network of a checkpoint in eval mode on the CPU, and what the file says of itself (all but the states)."""
     checkpoint = read_checkpoint(path)
-    described = checkpoint.config["model"]
-    model = build(described["name"], width=described["width"], initialise=False)
-    load_strictly(model, checkpoint.model, path)
+    model = model_of(checkpoint, path)
     info = {name: getattr(checkpoint, name) for name in ("step", "config", "fingerprints", "versions")}
     return model.eval(), info
+
+
+def model_of(checkpoint: Checkpoint, path: Path) -> Rde:
+    """The network that a checkpoint (read from `path`) holds, which changes its kind between stages; on the CPU."""
+    described = checkpoint.config["model"]
+    options = find(described["name"]).options_of(checkpoint.model) | {"width": described["width"]}
+    model = build(described["name"], initialise=False, **options)
+    load_strictly(model, checkpoint.model, path)
+    return model
 
 
 def refuse_another_run(

@@ -9,10 +9,20 @@ import dataclasses
 import types
 import typing
 from collections.abc import Iterable, Mapping
+from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, ConfigDict, Field, PlainSerializer, TypeAdapter, ValidationError
+from pydantic import (
+    BeforeValidator,
+    ConfigDict,
+    Discriminator,
+    Field,
+    PlainSerializer,
+    Tag,
+    TypeAdapter,
+    ValidationError,
+)
 from pydantic.dataclasses import dataclass
 from pydantic_core import ErrorDetails
 
@@ -20,7 +30,9 @@ from models import MODELS
 from pipelines.curriculum import Table
 from pipelines.recipes import RECIPES, Recipe, make_recipe
 from trainers.config_reading import COMMAND_LINE, ConfigError, apply_overrides, nearest_name, read_yaml
+from trainers.objectives import OBJECTIVES
 from trainers.objectives.rde import RdeOptions
+from trainers.objectives.rde_still import RdeStillOptions
 
 __all__ = ["Config", "ConfigError", "DataEntry", "ModelConfig", "Stage", "as_plain", "load_config", "make_config"]
 
@@ -44,6 +56,16 @@ def _table(value: object) -> Table:
 def _plain_table(table: Table) -> list[list[float]]:
     return [list(row) for row in table.rows]
 
+
+def _objective_name(value: object) -> str:
+    """The tag of the options; the first objective where a mapping does not name one."""
+    return str(value.get("name", "rde") if isinstance(value, Mapping) else getattr(value, "name", "rde"))
+
+
+ObjectiveOptions = Annotated[
+    Annotated[RdeOptions, Tag("rde")] | Annotated[RdeStillOptions, Tag("rde_still")], Discriminator(_objective_name)
+]
+OPTIONS = {"rde": RdeOptions, "rde_still": RdeStillOptions}
 
 Count = Annotated[int, BeforeValidator(_number), Field(gt=0)]
 NotNegative = Annotated[float, BeforeValidator(_number), Field(ge=0, allow_inf_nan=False)]
@@ -95,7 +117,7 @@ class Stage:
     learning_rate: Rows
     # Name of a recipe of pipelines/recipes.py and its options; what is not given has the published value.
     recipe: Mapping[str, Any] = dataclasses.field(default_factory=lambda: {"name": "rde_video"})
-    objective: RdeOptions = dataclasses.field(default_factory=RdeOptions)
+    objective: ObjectiveOptions = dataclasses.field(default_factory=RdeOptions)
     # Coupled (L2), as Adam has it.
     weight_decay: NotNegative = 1e-7
     # Mixed precision where the device has it; fp16 exists on GPUs only.
@@ -152,6 +174,8 @@ class Config:
     # Layout and compilation of the model; they change speed, and results by rounding only.
     channels_last: bool = False
     compile: bool = False
+    # Keep only what enters the parts of the network and compute the rest again for the backward pass.
+    activation_checkpointing: bool = False
 
     def __post_init__(self) -> None:
         """Refuse a run without stages and stages of one name."""
@@ -160,6 +184,9 @@ class Config:
             raise ValueError("stages is empty; give at least one")
         if len(set(names)) != len(names):
             raise ValueError(f"stages have equal names: {', '.join(names)}; reports tell them apart by name")
+        still = [stage.objective.still for stage in self.stages]
+        if still != sorted(still, reverse=True):
+            raise ValueError("a stage of still images follows one of video; put it first, a SAM cannot be taken away")
 
     @property
     def folder(self) -> Path:
@@ -199,11 +226,15 @@ def _explain(errors: list[ErrorDetails], source: str | Path, overridden: frozens
     # A misspelt key shows up as unknown and as missing; the unknown one has the better remedy.
     unknown = [error for error in errors if error["type"] == "unexpected_keyword_argument"]
     error = (unknown or errors)[0]
-    key = ".".join(str(part) for part in error["loc"])
+    # Below an objective, the location names which one it was taken for; no key of the file does.
+    key = ".".join(str(part) for before, part in pairwise(("", *error["loc"])) if before != "objective")
     place = _origin(key, source, overridden)
     if error["type"] == "unexpected_keyword_argument":
         remedy = nearest_name(str(error["loc"][-1]), _names_at(error["loc"][:-1]))
         return ConfigError(place, "unknown key", key=key, remedy=remedy)
+    if error["type"] == "union_tag_invalid":
+        name = error["ctx"]["tag"]
+        return ConfigError(place, f"unknown objective {name!r}", key=key, remedy=nearest_name(name, list(OBJECTIVES)))
     if error["type"] == "missing":
         return ConfigError(place, "missing", key=key, remedy="give it a value")
     if error["type"] == "value_error":
@@ -225,6 +256,9 @@ def _names_at(location: tuple[int | str, ...]) -> list[str]:
     """Names of the fields of the config class at a place such as ("stages", 0)."""
     place: Any = Config
     for part in location:
+        if place == RdeOptions | RdeStillOptions:
+            place = OPTIONS[str(part)]
+            continue
         place = typing.get_type_hints(place)[part] if isinstance(part, str) else typing.get_args(place)[0]
         if isinstance(place, types.UnionType):
             place = next(option for option in typing.get_args(place) if option is not types.NoneType)

@@ -7,7 +7,7 @@ import math
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -33,9 +33,9 @@ class Objective(Protocol):
         """Means of forward's scalars over steps and ranks -> what is reported."""
 
     def __call__(
-        self, images: Tensor, masks: Tensor, num_objects: Tensor, first_masks: Tensor, **arguments: float
+        self, images: Tensor, masks: Tensor, num_objects: Tensor, first_masks: Tensor, **arguments: Any
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """Loss of a batch and detached scalars."""
+        """Loss of a batch and detached scalars. arguments: of `arguments`, and clean_masks where a batch has them."""
 
 
 class NonFiniteLossError(ValueError):
@@ -122,11 +122,18 @@ def forward_backward(run: StageRun, batch: Batch) -> tuple[Tensor, dict[str, Ten
     """Leave the gradients of a batch in the parameters; the loss and its parts, detached."""
     run.optimizer.zero_grad(set_to_none=True)
     with run.autocast():
-        loss, metrics = run.module(
-            batch.images, batch.masks, batch.num_objects, batch.first_masks, **run.objective.arguments(batch.step)
-        )
+        loss, metrics = run.module(*_inputs(batch), **_arguments(run, batch))
     run.scaler.scale(loss).backward()
     return loss.detach(), metrics
+
+
+def _inputs(batch: Batch, clips: slice = slice(None)) -> tuple[Tensor, ...]:
+    return tuple(t[clips] for t in (batch.images, batch.masks, batch.num_objects, batch.first_masks))
+
+
+def _arguments(run: StageRun, batch: Batch, clips: slice = slice(None)) -> dict[str, Any]:
+    arguments: dict[str, Any] = run.objective.arguments(batch.step)
+    return arguments if batch.clean_masks is None else arguments | {"clean_masks": batch.clean_masks[clips]}
 
 
 def update(run: StageRun) -> None:
@@ -177,13 +184,7 @@ def _clips_at_fault(run: StageRun, batch: Batch) -> list[str]:
     for position in range(len(batch.plans)):
         one = slice(position, position + 1)
         with run.autocast():
-            loss, _ = run.objective(
-                batch.images[one],
-                batch.masks[one],
-                batch.num_objects[one],
-                batch.first_masks[one],
-                **run.objective.arguments(batch.step),
-            )
+            loss, _ = run.objective(*_inputs(batch, one), **_arguments(run, batch, one))
         if not torch.isfinite(loss):
             names.append(run.describe(batch, position))
     return names

@@ -14,8 +14,15 @@ import torch
 
 from models import Rde, build
 from models.layers import use_channels_last
-from models.released import load_strictly, start_from
-from trainers.checkpoints import Checkpoint, list_checkpoints, read_newest, refuse_another_run, save_checkpoint
+from models.released import advance, start_from
+from trainers.checkpoints import (
+    Checkpoint,
+    list_checkpoints,
+    model_of,
+    read_newest,
+    refuse_another_run,
+    save_checkpoint,
+)
 from trainers.config import Config, ConfigError, as_plain
 from trainers.distributed import (
     Ranks,
@@ -109,6 +116,7 @@ def _run_stages(run: _Run, sources: list[Any], checkpoint: Checkpoint | None) ->
     first, done = position_of(config, step)
     ending = Ending.FINISHED
     for position in range(first, len(config.stages)):
+        run.model = _fit_to_stage(run, position)
         # At the border of two stages the checkpoint's optimiser belongs to the one that has ended.
         state = checkpoint if done else None
         with open_stage(
@@ -193,18 +201,33 @@ def _require_one_start(config: Config, step: int, fingerprints: list[list[str]],
         raise ConfigError(config.folder, problem, remedy=remedy)
 
 
+def _fit_to_stage(run: _Run, position: int) -> Rde:
+    """The run's network, grown if the stage needs a SAM and it has none yet: the same on every rank and on resume."""
+    if run.config.stages[position].objective.still or run.model.mem_compress is not None:
+        return run.model
+    logger.info("stage %s: the network grows a SAM and a stem channel", run.config.stages[position].name)
+    generator = torch.Generator().manual_seed(run.config.seed + position)
+    return _set_up(advance(run.model, generator), run.config).to(run.place.device)
+
+
 def _make_model(config: Config, found: tuple[Path, Checkpoint] | None) -> Rde:
     """The network with the weights it starts from, which are the same on every rank."""
     options = config.model
     if found is not None:
-        model = build(options.name, width=options.width, initialise=False)
-        load_strictly(model, found[1].model, found[0])
+        model = model_of(found[1], found[0])
     else:
         generator = torch.Generator().manual_seed(config.seed)
         trunks = {"key_weights": options.key_weights, "value_weights": options.value_weights}
-        model = build(options.name, width=options.width, generator=generator, **trunks)
+        stage0 = config.stages[0].objective.still
+        model = build(options.name, width=options.width, stage0=stage0, generator=generator, **trunks)
         if config.start_from is not None:
             start_from(model, config.start_from, generator)
+    return _set_up(model, config)
+
+
+def _set_up(model: Rde, config: Config) -> Rde:
+    """Apply the choices of the config that change speed and memory only."""
+    model.checkpoint_activations = config.activation_checkpointing
     if config.channels_last:
         use_channels_last(model)
     if config.compile:

@@ -77,7 +77,7 @@ def test_overrides_reach_into_lists_and_make_missing_mappings(tmp_path: Path) ->
         (["stages.0.data=[]"], "stages.0: data names no shard set"),
         (["stages.0.recipe={name: rde_vidoe}"], "stages.0: no recipe 'rde_vidoe', did you mean 'rde_video'"),
         (["stages.0.recipe={name: rde_video, max_gapp: 3}"], "did you mean 'max_gap'"),
-        (["stages.0.recipe={size: 64}"], "recipe has no name; there are: rde_video"),
+        (["stages.0.recipe={size: 64}"], "recipe has no name; there are: rde_static, rde_bl30k, rde_video"),
         (
             ["stages.0.recipe={name: rde_video, size: 40}"],
             "multiples of 16 and at least 32, got 40x40; set recipe.size",

@@ -2,6 +2,14 @@
 
 from __future__ import annotations
 
-from trainers.objectives.rde import RdeObjective
+from collections.abc import Callable
+from typing import Any
 
-OBJECTIVES = {"rde": RdeObjective}
+from models.rde import Rde
+from trainers.objectives.rde import RdeObjective
+from trainers.objectives.rde_still import RdeStillObjective
+
+OBJECTIVES: dict[str, Callable[[Rde, Any], RdeObjective | RdeStillObjective]] = {
+    "rde": RdeObjective,
+    "rde_still": RdeStillObjective,
+}
