@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models.weight_files import read_tensors
+from models.weight_files import read_tensors, require_finite
 
 RESIDUAL_START = 0.2
 """Weight of the last batch norm of each residual branch where there are no ImageNet weights."""
@@ -177,8 +177,8 @@ def load_imagenet(trunk: nn.Module, path: Path) -> None:
 
     `layer1` of the file becomes `res2` where the trunk has one; `layer4` and `fc` are dropped; convolution biases,
     which the file does not have, become 0; input channels after the third keep their start. Raises ValueError listing
-    every name that is missing, unexpected or of another shape; the trunk is untouched then. The published weights are
-    torchvision's V1 files, resnet50-19c8e357 and resnet18-5c106cde.
+    every name that is missing, unexpected or of another shape, or naming a tensor that is not finite; the trunk is
+    untouched then. The published weights are torchvision's V1 files, resnet50-19c8e357 and resnet18-5c106cde.
     """
     target = _imagenet_part(trunk)
     source = _read_imagenet(path, first_stage="res2" if "res2.0.conv1.weight" in target else "layer1")
@@ -194,6 +194,7 @@ def load_imagenet(trunk: nn.Module, path: Path) -> None:
         raise ValueError(
             f"{path}: not ImageNet weights of this trunk; give torchvision's V1 file: " + "; ".join(problems)
         )
+    require_finite(source, path)
     for name, tensor in target.items():
         tensor.copy_(source.get(name, torch.zeros_like(tensor)))
 

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import pickle
 import zipfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 
 def read_tensors(path: Path) -> Any:
@@ -37,6 +39,17 @@ def read_tensors(path: Path) -> Any:
             f"{path}: expected a checkpoint of tensors written by torch.save, found a file torch cannot read; "
             "copy or download it again"
         ) from error
+
+
+def require_finite(tensors: Mapping[str, Tensor], path: Path) -> None:
+    """Raise ValueError naming the first of the tensors (read from `path`) with a NaN or an infinity."""
+    for name, tensor in tensors.items():
+        count = int((~torch.isfinite(tensor)).sum())
+        if count:
+            found = f"NaN or infinity in {name} ({count} of {tensor.numel()} values)"
+            raise ValueError(
+                f"{path}: expected finite weights, found {found}; give another file"
+            )
 
 
 def _damaged_member(path: Path) -> str | None:

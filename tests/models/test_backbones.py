@@ -94,6 +94,13 @@ def test_every_difference_is_listed_and_the_trunk_is_untouched(tmp_path: Path) -
     assert all(torch.equal(tensor, before[name]) for name, tensor in trunk.state_dict().items())
 
 
+def test_imagenet_weights_that_are_not_finite_are_refused_by_name(tmp_path: Path) -> None:
+    state = _torchvision_state(ResNet50Trunk(BASE), convolution_biases=True)
+    state["bn1.bias"] = torch.full((BASE,), torch.nan)
+    with pytest.raises(ValueError, match=r"resnet\.pth: expected finite weights, found NaN or infinity in bn1\.bias"):
+        load_imagenet(ResNet50Trunk(BASE), _saved(state, tmp_path))
+
+
 def test_rde_takes_its_trunks_from_files_and_then_has_nothing_to_warn_of(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

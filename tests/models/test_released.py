@@ -165,6 +165,25 @@ def test_files_of_anything_else_are_refused_in_one_message(small_model: Rde, tmp
         load("rde", _saved({1: torch.zeros(3)}, tmp_path))
 
 
+@pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
+def test_weights_that_are_not_finite_are_refused_by_name(value: float, small_model: Rde, tmp_path: Path) -> None:
+    state = dict(small_model.state_dict())
+    state["key_comp.bias"] = state["key_comp.bias"].clone()
+    state["key_comp.bias"][3:5] = value
+    path = _saved(state, tmp_path)
+    message = r"model\.pth: expected finite weights, found NaN or infinity in key_comp\.bias \(2 of 128 values\)"
+    with pytest.raises(ValueError, match=message):
+        load("rde", path)
+    with pytest.raises(ValueError, match=message):
+        start_from(small_model, path, _generator())
+
+
+def test_a_width_that_no_model_has_is_refused_with_the_file(small_model: Rde, tmp_path: Path) -> None:
+    state = dict(small_model.state_dict()) | {"key_proj.key_proj.bias": torch.zeros(5)}
+    with pytest.raises(ValueError, match=r"model\.pth: no weights of a model 'rde' \(width is 0\.078125, expected"):
+        load("rde", _saved(state, tmp_path))
+
+
 def test_a_flipped_bit_in_the_weights_is_found(small_model: Rde, tmp_path: Path) -> None:
     path = _saved(small_model.state_dict(), tmp_path)
     data = bytearray(path.read_bytes())
