@@ -47,9 +47,7 @@ def require_finite(tensors: Mapping[str, Tensor], path: Path) -> None:
         count = int((~torch.isfinite(tensor)).sum())
         if count:
             found = f"NaN or infinity in {name} ({count} of {tensor.numel()} values)"
-            raise ValueError(
-                f"{path}: expected finite weights, found {found}; give another file"
-            )
+            raise ValueError(f"{path}: expected finite weights, found {found}; give another file")
 
 
 def _damaged_member(path: Path) -> str | None:
