@@ -39,7 +39,9 @@ def train_tool(arguments: list[str]) -> int:
     """Parse, train, say how it ended; returns the exit status."""
     parser = Parser(prog="train.py", description=__doc__)
     parser.add_argument("config", type=Path, help="YAML file, for example trainers/configs/rde_stage3.yaml")
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="dotted, for example stages.0.steps=10")
+    parser.add_argument(
+        "overrides", nargs="*", default=[], metavar="key=value", help="dotted, for example stages.0.steps=10"
+    )
     parser.add_argument("--resume", action="store_true", help="go on from the newest checkpoint of the run, if any")
     options = parser.parse_intermixed_args(arguments)
     config = load_config(options.config, options.overrides)

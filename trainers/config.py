@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import (
+    AfterValidator,
     BeforeValidator,
     ConfigDict,
     Discriminator,
@@ -27,6 +28,7 @@ from pydantic.dataclasses import dataclass
 from pydantic_core import ErrorDetails
 
 from models import MODELS
+from models.rde import base_channels
 from pipelines.curriculum import Table
 from pipelines.recipes import RECIPES, Recipe, make_recipe
 from trainers.config_reading import COMMAND_LINE, ConfigError, apply_overrides, nearest_name, read_yaml
@@ -42,6 +44,17 @@ Precision = Literal["fp32", "bf16", "fp16"]
 def _number(value: object) -> object:
     if isinstance(value, bool):  # YAML reads yes, no, on and off as these
         raise ValueError("should be a number, not yes or no")
+    return value
+
+
+def _width(value: float) -> float:
+    base_channels(value)
+    return value
+
+
+def _folder_name(value: str) -> str:
+    if value in (".", "..") or "/" in value or "\0" in value:
+        raise ValueError(f"{value!r} is no name of a folder; give output=FOLDER for a run outside runs/")
     return value
 
 
@@ -93,7 +106,7 @@ class ModelConfig:
 
     name: str = "rde"
     # Scales every channel count; 1 is the paper's.
-    width: Annotated[float, BeforeValidator(_number), Field(gt=0)] = 1.0
+    width: Annotated[float, BeforeValidator(_number), Field(gt=0), AfterValidator(_width)] = 1.0
     # Local files of ImageNet weights (torchvision's ResNet-50 and ResNet-18, V1); random where not given.
     key_weights: Path | None = None
     value_weights: Path | None = None
@@ -150,7 +163,7 @@ class Config:
 
     stages: tuple[Stage, ...]
     # Also the name of the run's folder. By default the config file's name.
-    name: str = ""
+    name: Annotated[str, AfterValidator(_folder_name)] = ""
     model: ModelConfig = dataclasses.field(default_factory=ModelConfig)
     # Weights to start from: one of our checkpoints or a file of the authors. Only weights are taken from it.
     start_from: Path | None = None

@@ -89,7 +89,7 @@ class Journal:
             self._board.close()
 
     def write(self, record: Mapping[str, Any]) -> None:
-        """One JSON line, on disk before this returns."""
+        """One JSON line, out of this process before this returns: a kill does not lose it, a power cut may."""
         self._file.write(json.dumps(record) + "\n")
         self._file.flush()
 

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.trainers.small_runs import assert_equal_states, build_shards, plain_config, write_config
+from tools.train import train_tool
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 COMMAND = [sys.executable, str(REPOSITORY / "tools" / "train.py")]
@@ -98,6 +99,14 @@ def test_wrong_words_are_one_line_and_status_2(config: Path, tmp_path: Path) -> 
         assert len(result.stderr.strip().splitlines()) == 1
     assert run_tool(config, "stages.0.stepz=3").returncode == 2
     assert run_tool(tmp_path / "none.yaml").returncode == 2
+
+
+def test_without_words_only_the_config_is_asked_for(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        train_tool([])
+    assert stop.value.code == 2
+    error = capsys.readouterr().err
+    assert error == "train.py: the following arguments are required: config (see train.py --help)\n"
 
 
 def test_data_that_is_not_there_is_one_line_and_status_1(config: Path, tmp_path: Path) -> None:

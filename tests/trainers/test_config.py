@@ -87,6 +87,11 @@ def test_overrides_reach_into_lists_and_make_missing_mappings(tmp_path: Path) ->
         (["stages.0.weight_decay=.inf"], "stages.0.weight_decay: inf does not fit; .*finite"),
         (["seed=99999999999999999999"], "seed: 99999999999999999999 does not fit; .*less than 1844674407370955"),
         (["model.name=rdee"], r"model: unknown model 'rdee'; did you mean 'rde'\?"),
+        (["model.width=0.3"], r"command line: model.width: width is 0.3, expected a positive multiple of 1/16"),
+        (["model.width=.inf"], r"command line: model.width: width is inf, expected a number"),
+        (["name=../x"], r"command line: name: '\.\./x' is no name of a folder; give output=FOLDER"),
+        (["name='..'"], r"command line: name: '\.\.' is no name of a folder"),
+        (["name=/tmp"], r"command line: name: '/tmp' is no name of a folder"),
         (["stages=[]"], "stages is empty"),
         (
             ["stages.3.steps=1"],
