@@ -6,10 +6,13 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+from shards.errors import DataError
 from tests.conftest import REPOSITORY
 from tests.trainers.small_videos import label_map, save_labels, write_results, write_tree
+from tests.trainers.small_youtube import write_youtube_tree
 from tools.evaluate import evaluate_results
 
 VIDEOS = {"one": (1,), "two": (1, 2)}
@@ -96,8 +99,68 @@ def test_bad_data_ends_with_status_1_and_one_line_that_says_what_to_do(truth: Pa
     assert not list(results.glob("*.csv"))
 
 
+def test_curves_plots_and_worst_frames_are_written_on_request(
+    truth: Path, results: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["--curves", "--plots", "--worst", "2", "--output", str(tmp_path / "scores"), "--jobs", "1"]
+    assert evaluate_results([str(results), str(truth), *arguments]) == 0
+    written = {
+        str(path.relative_to(tmp_path / "scores")) for path in (tmp_path / "scores").rglob("*") if path.is_file()
+    }
+    assert written >= {"curves-val.csv", "plots-val/one.png", "plots-val/two.png", "worst-val.png"}
+    assert len((tmp_path / "scores" / "curves-val.csv").read_text().splitlines()) == 1 + 3 * 4
+    assert "worst-val.png" in capsys.readouterr().out
+
+
+def test_youtube_vos_is_known_by_its_folders(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    tree = write_youtube_tree(tmp_path / "tree")
+    table = tmp_path / "table.json"
+    table.write_text(
+        json.dumps({"unseen": ["owl"], "videos": {"late": {"2": "cat", "5": "owl"}, "dark": {"3": "owl"}}})
+    )
+    arguments = [str(tree / "valid_gt"), str(tree), "--output", str(tmp_path / "scores"), "--jobs", "1"]
+    assert evaluate_results(arguments) == 0
+    printed = capsys.readouterr().out
+    assert "youtube_vos valid_gt: 2 videos, 3 objects" in printed
+    assert "the server's code is not public" in printed
+    assert "all objects count as seen" in printed
+    assert evaluate_results([*arguments, "--categories", str(table)]) == 0
+    assert "all objects count as seen" not in capsys.readouterr().out
+    lines = (tmp_path / "scores" / "global_results-valid_gt.csv").read_text().splitlines()
+    assert lines == [
+        "G,J-seen,J-unseen,F-seen,F-unseen,objects-seen,objects-unseen",
+        "1.000,1.000,1.000,1.000,1.000,1,2",
+    ]
+    found = json.loads((tmp_path / "scores" / "results-valid_gt.json").read_text())
+    assert found["global"]["objects-unseen"] == 2
+    assert "listed for an object but its first" in found["rules"]
+
+
+def test_the_unsupervised_task_has_its_own_masks(
+    truth: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = [str(tmp_path / "perfect"), str(truth), "--protocol", "davis2017_unsupervised", "--jobs", "1"]
+    for video, ids in VIDEOS.items():
+        for frame in range(6):
+            labels = label_map(ids, frame)
+            save_labels(
+                tmp_path / "perfect" / video / f"{frame:05d}.png", np.where(labels, 11 - labels, 0).astype("u1")
+            )
+    with pytest.raises(DataError, match="Annotations_unsupervised/480p/one: expected the files of video one"):
+        evaluate_results(arguments)
+    (truth / "Annotations").rename(truth / "Annotations_unsupervised")
+    assert evaluate_results(arguments) == 0
+    assert "two_2      1.000   1.000" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
-    ("arguments", "message"), [(["--jobs", "0"], "--jobs is 0"), (["--protocol", "davis"], "invalid choice")]
+    ("arguments", "message"),
+    [
+        (["--jobs", "0"], "--jobs is 0"),
+        (["--worst", "0"], "--worst is 0"),
+        (["--protocol", "davis"], "invalid choice"),
+        (["--protocol", "davis2017", "--categories", "table.json"], "--categories goes with"),
+    ],
 )
 def test_bad_usage_ends_with_status_2(
     truth: Path, results: Path, arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
