@@ -31,7 +31,14 @@ from models import MODELS
 from models.rde import base_channels
 from pipelines.curriculum import Table
 from pipelines.recipes import RECIPES, Recipe, make_recipe
-from trainers.config_reading import COMMAND_LINE, ConfigError, apply_overrides, nearest_name, read_yaml
+from trainers.config_reading import (
+    COMMAND_LINE,
+    ConfigError,
+    apply_overrides,
+    nearest_name,
+    read_yaml,
+    select_stages,
+)
 from trainers.objectives import OBJECTIVES
 from trainers.objectives.rde import RdeOptions
 from trainers.objectives.rde_still import RdeStillOptions
@@ -211,9 +218,13 @@ _ADAPTER: TypeAdapter[Config] = TypeAdapter(Config)
 
 
 def load_config(path: Path, overrides: Iterable[str] = ()) -> Config:
-    """The config in the YAML file at `path` with `key=value` words applied on top, in order. Raises ConfigError."""
+    """The config in the YAML file at `path` with `key=value` words applied on top, in order. Raises ConfigError.
+
+    Words count the stages of the file; `use_stages`, a list of their names, then says which of them run.
+    """
     values = read_yaml(path)
     keys = apply_overrides(values, overrides)
+    select_stages(values, path)
     values.setdefault("name", path.stem)
     return make_config(values, source=path, overridden=keys)
 

@@ -76,6 +76,22 @@ def apply_overrides(values: dict[str, Any], overrides: Iterable[str]) -> frozens
     return frozenset(keys)
 
 
+def select_stages(values: dict[str, Any], source: str | Path) -> None:
+    """Keep of `stages` those that `use_stages` names, in its order, in place; all where there is no such key.
+
+    So one file can hold several ways through its stages. Raises ConfigError for a name that no stage has.
+    """
+    if "use_stages" not in values:
+        return
+    wanted, stages = values.pop("use_stages"), values.get("stages")
+    rows = {row.get("name"): row for row in stages if isinstance(row, dict)} if isinstance(stages, list) else {}
+    for name in wanted if isinstance(wanted, list) else [wanted]:
+        if not isinstance(wanted, list) or not isinstance(name, str) or name not in rows:
+            there = ", ".join(map(str, rows)) or "none"
+            raise ConfigError(source, f"{name!r} names no stages", key="use_stages", remedy=f"give a list of: {there}")
+    values["stages"] = [rows[name] for name in wanted]
+
+
 def _set(values: dict[str, Any], key: str, value: object) -> None:
     *way, last = key.split(".")
     place: Any = values

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 import pytest
 import yaml
 
-from pipelines.recipes import RdeVideo
+from pipelines.recipes import RdeStatic, RdeVideo
 from trainers.config import Config, ConfigError, as_plain, load_config, make_config
 from trainers.config_reading import apply_overrides
 
@@ -141,19 +142,82 @@ def test_overrides_say_which_keys_they_set() -> None:
     assert values == {"a": [{"b": 2}], "c": {"d": "x"}}
 
 
-def test_the_stage_3_recipe_holds_the_published_numbers() -> None:
-    config = load_config(CONFIGS / "rde_stage3.yaml")
-    (stage,) = config.stages
-    assert (stage.steps, stage.batch_size, stage.weight_decay) == (150_000, 8, 1e-7)
-    assert stage.learning_rate.switches(stage.steps) == ((0, 2e-5), (125_000, 2e-6))
-    objective = stage.objective
-    assert (objective.top_p, objective.top_p_start_step, objective.top_p_end_step) == (0.15, 20_000, 70_000)
-    assert (objective.value_weight, objective.frame_2_weight, objective.frame_4_weight) == (10, 10, 10)
+PUBLISHED_SWITCHES = {
+    "rde_stage1.yaml": (48_724, 101_196, 149_920, 202_392, 401_036),
+    "rde_stage2.yaml": (7_520, 15_040, 22_560, 30_080, 67_680),
+    "rde_stage3.yaml": (15_040, 30_080, 45_120, 60_160, 135_360),
+}
+
+
+@pytest.mark.parametrize("name", PUBLISHED_SWITCHES)
+def test_video_recipes_switch_gaps_at_the_published_steps(name: str) -> None:
+    (stage,) = load_config(CONFIGS / name).stages
     recipe = stage.clip_recipe()
-    assert recipe == RdeVideo()
-    gaps = RdeVideo().max_gap.switches(150_000)
-    assert gaps == ((0, 5), (15_000, 10), (30_000, 15), (45_000, 20), (60_000, 25), (135_000, 5))
-    assert [(entry.repeat, entry.gap_step) for entry in stage.data] == [(5, 1), (1, 5)]
+    assert isinstance(recipe, RdeVideo)
+    switches = zip((0, *PUBLISHED_SWITCHES[name]), (5, 10, 15, 20, 25, 5), strict=True)
+    assert recipe.max_gap.switches(stage.steps) == tuple(switches)
+    assert dataclasses.replace(recipe, max_gap=type(recipe)().max_gap) == type(recipe)()
+
+
+@pytest.mark.parametrize(
+    ("name", "sizes", "rates", "weights", "top_p"),
+    [
+        ("stage0", (75_000, 64), (2e-5, 37_500), (10,), (5_000, 17_500)),
+        ("stage1", (500_000, 8), (1e-5, 400_000), (10, 10, 10), (20_000, 70_000)),
+        ("stage2", (75_000, 16), (2e-5, 62_500), (5, 5, 5), (5_000, 17_500)),
+        ("stage3", (150_000, 8), (2e-5, 125_000), (10, 10, 10), (20_000, 70_000)),
+    ],
+)
+def test_recipes_hold_the_published_numbers(
+    name: str, sizes: tuple[int, int], rates: tuple[float, int], weights: tuple[float, ...], top_p: tuple[int, int]
+) -> None:
+    (stage,) = load_config(CONFIGS / f"rde_{name}.yaml").stages
+    assert (stage.name, stage.steps, stage.batch_size, stage.weight_decay) == (name, *sizes, 1e-7)
+    assert stage.learning_rate.switches(stage.steps) == ((0, rates[0]), (rates[1], pytest.approx(rates[0] / 10)))
+    objective = stage.objective
+    assert (objective.top_p, objective.top_p_start_step, objective.top_p_end_step) == (0.15, *top_p)
+    assert objective.weights == weights
+    repeats = {"stage0": [1, 1, 1, 1, 5, 5], "stage1": [1]}.get(name, [5, 1])
+    assert [entry.repeat for entry in stage.data] == repeats
+    if name == "stage0":
+        assert stage.clip_recipe() == RdeStatic()
+    if name in ("stage2", "stage3"):
+        assert [entry.gap_step for entry in stage.data] == [1, 5]
+
+
+def test_the_run_of_all_stages_is_made_of_the_same_stages() -> None:
+    alone = {
+        name: load_config(CONFIGS / f"rde_{name}.yaml").stages[0] for name in ("stage0", "stage1", "stage2", "stage3")
+    }
+    together = load_config(CONFIGS / "rde_all.yaml").stages
+    assert together == (alone["stage0"], alone["stage1"], alone["stage2"])
+    without_bl30k = load_config(CONFIGS / "rde_all.yaml", ["use_stages=[stage0, stage3]"]).stages
+    assert without_bl30k == (alone["stage0"], alone["stage3"])
+
+
+@pytest.mark.parametrize("words", ["use_stages=[video, other]", "use_stages=other"])
+def test_stages_that_are_not_there_cannot_be_used(tmp_path: Path, words: str) -> None:
+    with pytest.raises(ConfigError, match=r"use_stages: 'other' names no stages; give a list of: video"):
+        load_config(write(tmp_path), [words])
+
+
+def test_options_of_one_objective_are_unknown_to_the_other(tmp_path: Path) -> None:
+    still = ["stages.0.objective={name: rde_still, frame_2_weight: 3}", "stages.0.recipe={name: rde_static}"]
+    with pytest.raises(
+        ConfigError, match=r"stages.0.objective.frame_2_weight: unknown key; did you mean 'frame_weighting'"
+    ):
+        load_config(write(tmp_path), still)
+    with pytest.raises(
+        ConfigError, match=r"stages.0.objective: unknown objective 'rde_stil'; did you mean 'rde_still'"
+    ):
+        load_config(write(tmp_path), ["stages.0.objective.name=rde_stil"])
+    with pytest.raises(ConfigError, match=r"stages.0.objective.top_q: unknown key; did you mean 'top_p'"):
+        load_config(write(tmp_path), ["stages.0.objective.top_q=1"])
+
+
+def test_stills_cannot_follow_video() -> None:
+    with pytest.raises(ConfigError, match=r"a stage of still images follows one of video; put it first"):
+        load_config(CONFIGS / "rde_all.yaml", ["use_stages=[stage3, stage0]"])
 
 
 @pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.yaml")), ids=lambda path: path.name)
