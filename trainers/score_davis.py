@@ -78,9 +78,9 @@ def score_proposals(source: VideoSource, results: ResultFolder, video: str) -> l
         expected, remedy = f"ids 0 to {MAX_PROPOSALS}, the most proposals there may be", "keep the best proposals"
         require_ids(results.path(video, frame), result, range(1, MAX_PROPOSALS + 1), expected, remedy)
         used = max(used, int(result.max()))
-        void = truth == VOID
-        truth, result = np.where(void, np.uint8(0), truth), np.where(void, np.uint8(0), result)
-        region[..., position], boundary[..., position] = score_pairs(truth, result, num_proposals, num_objects)
+        region[..., position], boundary[..., position] = score_pairs(
+            *_without_void(truth, result), num_proposals, num_objects
+        )
     chosen = assign(((region[:used] + boundary[:used]) / 2).mean(axis=2))
     objects = np.arange(num_objects)
     return _objects(video, scored, region[chosen, objects], boundary[chosen, objects])
@@ -123,6 +123,14 @@ def _annotated(source: VideoSource, video: str, at_least: int, why: str) -> tupl
 
 def _first_labels(source: VideoSource, video: str) -> LabelMap:
     return source.read_labels(video, source.annotated_names(video)[0])
+
+
+def _without_void(truth: LabelMap, result: LabelMap) -> tuple[LabelMap, LabelMap]:
+    """Both as background where the truth is void: neither J nor F then sees those pixels."""
+    void = truth == VOID
+    if not void.any():
+        return truth, result
+    return np.where(void, np.uint8(0), truth), np.where(void, np.uint8(0), result)
 
 
 def _foreground(labels: LabelMap) -> LabelMap:

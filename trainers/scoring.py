@@ -47,13 +47,16 @@ def score_pairs(
     Both are label maps (H, W) of one size. Areas come from one joint histogram, each outline is made and widened once.
     """
     radius = _common_radius(truth, result)
-    pairs = np.bincount((truth.astype(np.intp) << 8 | result).reshape(-1), minlength=1 << 16).reshape(256, 256)
-    shared = pairs[1 : num_objects + 1, 1 : num_proposals + 1].T  # (P, K) pixels
-    union = pairs.sum(0)[1 : num_proposals + 1, None] + pairs.sum(1)[None, 1 : num_objects + 1] - shared
-    region = np.where(union == 0, 1.0, shared / np.maximum(union, 1))
     box = _box_of_both(truth != 0, result != 0)
-    objects = [_outline(truth[box] == index + 1, radius) for index in range(num_objects)]
-    proposals = [_outline(result[box] == index + 1, radius) for index in range(num_proposals)]
+    truth, result = truth[box], result[box]
+    joint = truth.astype(np.uint16) << 8 | result
+    pairs = np.bincount(joint.reshape(-1), minlength=1 << 16).reshape(256, 256)  # truth, result
+    shared = pairs[1 : num_objects + 1, 1 : num_proposals + 1].T  # (P, K) pixels
+    areas = pairs.sum(0)[1 : num_proposals + 1], pairs.sum(1)[1 : num_objects + 1]
+    union = areas[0][:, None] + areas[1] - shared
+    region = np.where(union == 0, 1.0, shared / np.maximum(union, 1))
+    objects = [_outline(truth == index, radius) for index in range(1, num_objects + 1)]
+    proposals = [_outline(result == index + 1, radius) if area else _NO_OUTLINE for index, area in enumerate(areas[0])]
     boundary = np.array([[_agreement(ours, theirs) for theirs in objects] for ours in proposals])
     return FrameScores(region, boundary.reshape(num_proposals, num_objects))
 
@@ -116,6 +119,9 @@ class _Outline(NamedTuple):
     bits: int
     num_pixels: int
     widened: int
+
+
+_NO_OUTLINE = _Outline(0, 0, 0)
 
 
 def _outline(mask: BoolMask, radius: int) -> _Outline:
