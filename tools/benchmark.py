@@ -1,4 +1,4 @@
-"""Measure what clips, scores and builds cost, each beside its alternative in the same run."""
+"""Measure what clips, scores, builds and training steps cost, each beside its alternative in the same run."""
 
 from __future__ import annotations
 
@@ -34,8 +34,10 @@ from shards.reader import ShardSet
 from shards.sources.moving_shapes import MovingShapes, write_moving_shapes
 from shards.storage import write_bytes
 from tools.cli import Parser, run
+from trainers.distributed import Ranks, choose_device
 from trainers.provenance import read_versions
 from trainers.scoring_benchmark import ScoringTiming, time_scoring
+from trainers.step_benchmark import OURS, PUBLISHED, VARIANTS, StepCost, StepSize, time_steps
 
 FULL_SIZE = MovingShapes(num_train=6, num_val=2, num_frames=20, height=480, width=854)
 """Made where no data is given: DAVIS's frame size, because costs go with pixels."""
@@ -78,9 +80,19 @@ def _parse(arguments: list[str]) -> Namespace:
     shards = commands.add_parser("build", help="megabytes of source per second and core when building shards")
     shards.add_argument("source", type=Path, nargs="?", help="folder in the DAVIS layout (default: moving shapes)")
     shards.add_argument("--mask-codec", choices=MASK_CODECS, default="lz4", help="default: %(default)s")
-    for command, rounds in ((clips, 5), (shards, 3)):
+    steps = commands.add_parser("step", help="RDE's training step beside its published structure")
+    steps.add_argument(
+        "--width", type=float, default=0.25, help="of the network; 1 is the paper's (default: %(default)s)"
+    )
+    steps.add_argument("--size", type=int, default=192, help="side of the frames, in pixels (default: %(default)s)")
+    steps.add_argument("--clips", type=int, default=2, help="per step (default: %(default)s)")
+    steps.add_argument("--device", default="cpu", help="cpu or cuda (default: %(default)s)")
+    steps.add_argument(
+        "--variants", nargs="+", choices=list(VARIANTS), default=[PUBLISHED, OURS], help="default: the first two"
+    )
+    for command, rounds in ((clips, 5), (shards, 3), (steps, 5)):
         command.add_argument("--rounds", type=int, default=rounds, help="turns that count (default: %(default)s)")
-    for command in (clips, scoring, shards):
+    for command in (clips, scoring, shards, steps):
         command.add_argument("--json", type=Path, metavar="FILE", help="write the numbers there, too")
         command.add_argument("--scratch", type=Path, help="folder for temporary files (default: the system's)")
     options = parser.parse_args(arguments)
@@ -169,6 +181,27 @@ def _build_table(timing: BuildTiming) -> str:
     return "\n".join(lines)
 
 
+def _measure_step(options: Namespace, _scratch: Path) -> tuple[dict[str, object], str]:
+    device = str(choose_device(options.device, Ranks()))
+    size = StepSize(options.width, options.size, options.clips, device)
+    costs = time_steps(size, tuple(options.variants), rounds=options.rounds)
+    result: dict[str, object] = {"size": asdict(size), "variants": {name: asdict(cost) for name, cost in costs.items()}}
+    return result, _step_table(size, costs)
+
+
+def _step_table(size: StepSize, costs: dict[str, StepCost]) -> str:
+    clock = "CPU time, one thread" if size.device == "cpu" else f"wall time on {size.device}"
+    memory = "growth of the resident set" if size.device == "cpu" else "peak of the allocator"
+    title = f"RDE stages 1 to 3, width {size.width}, {size.batch_size} clips of 5 frames {size.size}x{size.size}, fp32"
+    lines = [f"{title}; {clock}; memory: {memory}\n", f"{'':<22}{'ms per step':>14}{'MB':>10}{'ratio':>8}{'loss':>12}"]
+    first = next(iter(costs.values()))
+    lines += [
+        f"{name:<22}{cost.step_ms:>14.1f}{cost.memory_mb:>10.0f}{first.step_ms / cost.step_ms:>8.2f}{cost.loss:>12.6f}"
+        for name, cost in costs.items()
+    ]
+    return "\n".join(lines)
+
+
 def _made_shards(scratch: Path) -> Path:
     write_moving_shapes(scratch / "davis", FULL_SIZE)
     request = BuildRequest("davis2017", (scratch / "davis",), scratch)
@@ -180,6 +213,7 @@ BENCHMARKS: dict[str, Callable[[Namespace, Path], tuple[dict[str, object], str]]
     "clips": _measure_clips,
     "scoring": _measure_scoring,
     "build": _measure_build,
+    "step": _measure_step,
 }
 
 

@@ -78,3 +78,15 @@ def test_bad_usage_is_one_line_and_status_2(
     error = capsys.readouterr().err
     assert message in error
     assert error.count("\n") == 1
+
+
+def test_the_training_step_is_measured_beside_its_published_structure(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["step", "--width", "0.0625", "--size", "32", "--clips", "1", "--rounds", "1"]
+    assert tool.benchmark([*words, "--json", str(tmp_path / "step.json")]) == 0
+    result = json.loads((tmp_path / "step.json").read_text())["result"]
+    ours, published = result["variants"]["ours"], result["variants"]["published structure"]
+    assert ours["loss"] == pytest.approx(published["loss"], rel=1e-5)
+    assert min(ours["step_ms"], published["step_ms"], ours["memory_mb"], published["memory_mb"]) > 0
+    assert "published structure" in capsys.readouterr().out

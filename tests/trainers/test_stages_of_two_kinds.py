@@ -119,8 +119,8 @@ def test_growing_in_a_run_is_growing_from_a_file(whole: Path, tmp_path: Path) ->
         assert torch.equal(tensor, again.state_dict()[name])
         if not name.startswith("mem_compress."):  # whose start a new model draws before it reads the file
             assert torch.equal(tensor, from_file.state_dict()[name]), name
-    spread = [later.state_dict()[f"mem_compress.compress_{kind}.weight"].std() for kind in ("key", "value")]
-    fresh = [from_file.state_dict()[f"mem_compress.compress_{kind}.weight"].std() for kind in ("key", "value")]
+    spread = [later.state_dict()[f"mem_compress.compress_{kind}.weight"].std().item() for kind in ("key", "value")]
+    fresh = [from_file.state_dict()[f"mem_compress.compress_{kind}.weight"].std().item() for kind in ("key", "value")]
     assert spread == pytest.approx(fresh, rel=0.15)
 
 
@@ -149,12 +149,9 @@ def test_a_stage_on_masks_of_the_other_kind_is_refused_before_it_starts(values: 
     assert not (tmp_path / "run").exists()
 
 
-@pytest.mark.parametrize("change", ["activation_checkpointing", "compile"])
-def test_choices_of_speed_and_memory_survive_the_border(
-    values: dict[str, Any], whole: Path, tmp_path: Path, change: str
-) -> None:
-    losses: dict[int, float] = {}
-    config = make_config(values | {"output": str(tmp_path / "run"), change: True}, source="test")
-    train(config, on_step=lambda step, loss: losses.update({step: loss}))
-    plain = [record["loss"] for record in read_journal(whole) if record["kind"] == "report"]
-    assert [(losses[1] + losses[2]) / 2, (losses[3] + losses[4]) / 2, losses[5]] == pytest.approx(plain, rel=1e-3)
+def test_activation_checkpointing_survives_the_border(values: dict[str, Any], whole: Path, tmp_path: Path) -> None:
+    config = make_config(values | {"output": str(tmp_path / "run"), "activation_checkpointing": True}, source="test")
+    train(config)
+    losses = [[r["loss"] for r in read_journal(run) if r["kind"] == "report"] for run in (whole, config.folder)]
+    assert losses[1] == pytest.approx(losses[0], rel=1e-5)
+    assert train(make_config(values | {"output": str(config.folder)}, source="test"), resume=True).step == 5
