@@ -2,31 +2,28 @@
 
 from __future__ import annotations
 
-import errno
 import json
 import logging
+import re
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
-from fcntl import LOCK_EX, LOCK_NB, LOCK_SH, flock
 
 from shards.errors import DataError
 from shards.findings import REJECTED, Finding, Findings
 from shards.index import INDEX_FOLDER, write_index
 from shards.jobs import Progress, Report, ShardJob
+from shards.locks import hold_build, hold_claim
 from shards.manifest import MANIFEST, Manifest, read_manifest
 from shards.plan import WORK_FOLDER, BuildRequest, Plan, shard_name
 from shards.sources.types import Source
-from shards.storage import Location, RemotePath, list_folder, remove_tree, remove_unfinished, write_bytes
+from shards.storage import Location, list_folder, remove_tree, remove_unfinished, write_bytes
 from shards.work import run_jobs
 
 logger = logging.getLogger(__name__)
 
 # Holds what a killed build needs to go on; gone when the set is complete.
 _PLAN = "plan.json"
-# What file systems without locks answer.
-_NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP}
 
 # Runs jobs wherever; `work.run_jobs` on this machine, `cluster.run_on_dask` on many.
 Engine = Callable[[list[ShardJob], Source, BuildRequest, Report], None]
@@ -54,17 +51,20 @@ class Part:
 
 
 def build(request: BuildRequest, plan: Plan, report: Report, run: Engine = run_jobs) -> BuildResult:
-    """Write the set of a plan, or go on where a killed build of the same plan stopped.
+    """Write the set of a plan, or go on where a killed build of the same arguments stopped.
 
-    `report` gets the work done since its last call. Raises DataError for refused input (`on_bad="stop"`) and for a
-    folder that holds something else; whatever was finished by then is used by the next run.
+    Shards whose files have changed since, or that were made with refused input left out where that stops this build,
+    are made again. `report` gets the work done since its last call. Raises DataError for refused input
+    (`on_bad="stop"`) and for a folder that holds something else; whatever was finished by then is used by the next run.
     """
-    root = request.root
+    root, work = request.root, request.root / WORK_FOLDER
     if (root / MANIFEST).is_file():
-        return _finished(root, plan)
-    work = root / WORK_FOLDER
-    _claim(root, work, plan)
-    with _locked(work, alone=True):
+        return _finished(request, plan)
+    _begin(request, plan)
+    with hold_build(work, alone=True):
+        if (root / MANIFEST).is_file():  # another one finished it meanwhile
+            return _finished(request, plan)
+        _claim(root, plan, alone=True)
         remove_unfinished(root)
         remove_unfinished(work)
         jobs = plan_jobs(request, plan)
@@ -82,32 +82,29 @@ def build_part(request: BuildRequest, plan: Plan, report: Report, part: Part, ru
     root = request.root
     jobs = plan_jobs(request, plan)[part.number - 1 :: part.count]
     if (root / MANIFEST).is_file():
-        _finished(root, plan)
+        _finished(request, plan)
         return len(jobs)
-    _claim(root, root / WORK_FOLDER, plan)
-    with _locked(root / WORK_FOLDER, alone=False):
+    _begin(request, plan)
+    with hold_build(root / WORK_FOLDER, alone=False):
+        _claim(root, plan, alone=False)
         _run_waiting(jobs, plan, request, report, run)
     return len(jobs)
 
 
 def finish_build(request: BuildRequest, plan: Plan) -> BuildResult:
-    """Make a set of the shards that parts have made. Raises DataError if any is missing."""
-    root = request.root
+    """Make a set of the shards that parts have made, which are not compared with the source again.
+
+    Raises DataError if any is missing, or was made with refused input left out where that should stop the build.
+    """
+    root, work = request.root, request.root / WORK_FOLDER
     if (root / MANIFEST).is_file():
-        return _finished(root, plan)
+        return _finished(request, plan)
     jobs = plan_jobs(request, plan)
-    missing = [(number, job.path.stem) for number, job in enumerate(jobs) if not job.is_done()]
-    if missing:
-        listed = ", ".join(name for _, name in missing[:8]) + ", ..." * (len(missing) > 8)
-        raise DataError(
-            root,
-            expected=f"{len(jobs)} finished shards",
-            found=f"{len(jobs) - len(missing)}, without {listed}",
-            remedy=f"run --part I/N again for these (shard n is in part n % N + 1, {missing[0][0]} is the first)",
-        )
-    work = root / WORK_FOLDER
-    _claim(root, work, plan)
-    with _locked(work, alone=True):
+    _require_made(root, jobs)
+    with hold_build(work, alone=True):
+        if (root / MANIFEST).is_file():
+            return _finished(request, plan)
+        _claim(root, plan, alone=False)
         remove_unfinished(root)
         manifest = _complete(request, plan, jobs)
     remove_tree(work)
@@ -129,9 +126,23 @@ def plan_jobs(request: BuildRequest, plan: Plan) -> list[ShardJob]:
     ]
 
 
+def _require_made(root: Location, jobs: list[ShardJob]) -> None:
+    missing = [(number, job.path.stem) for number, job in enumerate(jobs) if not job.is_made()]
+    if missing:
+        listed = ", ".join(name for _, name in missing[:8]) + ", ..." * (len(missing) > 8)
+        raise DataError(
+            root,
+            expected=f"{len(jobs)} finished shards",
+            found=f"{len(jobs) - len(missing)}, without {listed}",
+            remedy=f"run --part I/N again for these (shard n is in part n % N + 1, {missing[0][0]} is the first)",
+        )
+
+
 def _run_waiting(jobs: list[ShardJob], plan: Plan, request: BuildRequest, report: Report, run: Engine) -> None:
-    Findings(request.on_bad, plan.source.root).extend(plan.findings)  # stops here where the lists name no video
-    waiting = [job for job in jobs if not job.is_done()]
+    waiting = [job for job in jobs if not job.is_current(plan.source, request.on_bad)]
+    again = sum(job.side_file.is_file() for job in waiting)
+    if again:
+        logger.info("%d finished shards are made again: their files, or --on-bad, are others now", again)
     report(Progress(sum(job.num_frames for job in jobs) - sum(job.num_frames for job in waiting), 0, 0))
     if waiting:
         run(waiting, plan.source, request, report)
@@ -142,9 +153,11 @@ def _complete(request: BuildRequest, plan: Plan, jobs: list[ShardJob]) -> Manife
     root = request.root
     done = [job.read() for job in jobs]
     findings = [*plan.findings, *(finding for shard in done for finding in shard.findings)]
+    Findings(request.on_bad, plan.source.root).extend(findings)  # parts may have been made with another --on-bad
     kept = [(job, shard.facts) for job, shard in zip(jobs, done, strict=True) if shard.facts is not None]
     if not kept:
         raise _nothing_usable(request, plan, findings)
+    _remove_others(request, {facts.name for _, facts in kept})
     write_index(root / INDEX_FOLDER, (job.read_rows() for job, _ in kept))
     write_bytes(root / REJECTED, b"".join(finding.encode() for finding in findings))
     severities = Counter(finding.severity for finding in findings)
@@ -167,6 +180,13 @@ def _complete(request: BuildRequest, plan: Plan, jobs: list[ShardJob]) -> Manife
     return manifest
 
 
+def _remove_others(request: BuildRequest, kept: set[str]) -> None:
+    """Remove shards of an earlier plan: a source that was mended in mid-build may fill fewer."""
+    for entry in list_folder(request.root):
+        if re.fullmatch(rf"{request.data_set}-[0-9]+\.tar", entry.name) and entry.name not in kept:
+            (request.root / entry.name).unlink()
+
+
 def _nothing_usable(request: BuildRequest, plan: Plan, findings: list[Finding]) -> DataError:
     first = next(finding for finding in findings if finding.severity == "refused")
     return DataError(
@@ -185,26 +205,50 @@ def _count_splits(jobs: Iterator[ShardJob]) -> dict[str, int]:
     return dict(counts)
 
 
-def _finished(root: Location, plan: Plan) -> BuildResult:
+def _finished(request: BuildRequest, plan: Plan) -> BuildResult:
+    root = request.root
     manifest = read_manifest(root)
     if manifest.source != plan.digest:
         raise _other_build(root, "a finished set of other arguments or another source")
+    if request.on_bad == "stop" and manifest.refused:
+        raise _other_build(root, f"a finished set that leaves out {manifest.refused} refused inputs (--on-bad skip)")
     remove_tree(root / WORK_FOLDER)
     return BuildResult(manifest, root, already_there=True)
 
 
-def _claim(root: Location, work: Location, plan: Plan) -> None:
-    """Make the folder of a new build, or see that the unfinished one in it is of this plan."""
-    record = work / _PLAN
-    if record.is_file():
-        if json.loads(record.read_bytes())["digest"] != plan.digest:
-            raise _other_build(root, "an unfinished build of other arguments or another source")
-        return
+def _begin(request: BuildRequest, plan: Plan) -> None:
+    """Make the folder of a new build. Raises DataError where lists name no video, before anything is left behind."""
+    Findings(request.on_bad, plan.source.root).extend(plan.findings)
+    work = request.root / WORK_FOLDER
+    if not work.is_dir():
+        _refuse_strangers(request.root)
+    work.mkdir(parents=True, exist_ok=True)
+
+
+def _claim(root: Location, plan: Plan, *, alone: bool) -> None:
+    """Leave the record of a new build, or see that the unfinished one in the folder is of these arguments.
+
+    Parts must be of one plan. A build alone may go on with another one of the same arguments: its source was mended.
+    """
+    record = root / WORK_FOLDER / _PLAN
+    with hold_claim(root / WORK_FOLDER):
+        if not record.is_file():
+            _refuse_strangers(root)
+            write_bytes(record, plan.encode())
+            return
+        found = json.loads(record.read_bytes())
+        if found["arguments"] != plan.arguments:
+            raise _other_build(root, "an unfinished build of other arguments")
+        if found["digest"] != plan.digest:
+            if not alone:
+                raise _other_build(root, "parts of a build whose source was another one, or has changed meanwhile")
+            write_bytes(record, plan.encode())
+
+
+def _refuse_strangers(root: Location) -> None:
     strangers = [entry.name for entry in list_folder(root) if entry.name != WORK_FOLDER]
     if strangers:
         raise _other_build(root, f"files that no build left there ({strangers[0]})")
-    work.mkdir(parents=True, exist_ok=True)
-    write_bytes(record, plan.encode())
 
 
 def _other_build(root: Location, found: str) -> DataError:
@@ -214,32 +258,6 @@ def _other_build(root: Location, found: str) -> DataError:
         found=found,
         remedy="give another --name or folder, or remove this one",
     )
-
-
-@contextmanager
-def _locked(work: Location, *, alone: bool) -> Iterator[None]:
-    """Hold the build alone, or as one of its parts; the lock ends with the process, however it ends.
-
-    Object stores have no locks. Two builds of one plan write the same bytes there, each whole or not at all.
-    """
-    if isinstance(work, RemotePath):
-        yield
-        return
-    with (work / "lock").open("a+b") as file:  # open for both: what a network file system asks for both kinds of lock
-        try:
-            flock(file, (LOCK_EX if alone else LOCK_SH) | LOCK_NB)
-        except BlockingIOError:
-            raise DataError(
-                work.parent,
-                expected="one build at a time, or parts only (--part)",
-                found="another one running",
-                remedy="wait for it or stop it",
-            ) from None
-        except OSError as error:
-            if error.errno not in _NO_LOCKS:
-                raise
-            logger.warning("%s: no locks here (%s); see that no other build runs", work, error.strerror)
-        yield
 
 
 def silent(progress: Progress) -> None:

@@ -14,7 +14,7 @@ import pyarrow as pa
 from shards.check_shard import CheckedShard, Problem, check_shards
 from shards.errors import DataError
 from shards.findings import REJECTED, read_findings
-from shards.index import INDEX_FOLDER, SCHEMAS, Batches, index_path, write_index
+from shards.index import INDEX_FILES, INDEX_FOLDER, Batches, write_index
 from shards.links import shard_locations
 from shards.manifest import MANIFEST, Manifest, ShardFacts, read_manifest
 from shards.reader import ShardSet
@@ -97,7 +97,7 @@ def _changed_frames(root: Location, facts: ShardFacts) -> Iterator[Problem]:
     """Which frames of a changed shard are hit, as far as the stored index can tell."""
     try:
         shard_set = ShardSet.open(root)
-    except (DataError, OSError, pa.ArrowException):
+    except (DataError, OSError):
         return
     position = shard_set.manifest.shards.index(facts)
     first = sum(earlier.frames for earlier in shard_set.manifest.shards[:position])
@@ -113,9 +113,9 @@ def _changed_frames(root: Location, facts: ShardFacts) -> Iterator[Problem]:
 
 
 def _compare_index(root: Location, derived: Path) -> Iterator[Problem]:
-    for table in SCHEMAS:
-        path = index_path(root, table)
-        wanted = index_path(derived, table).read_bytes()
+    for name in INDEX_FILES:
+        path = root / INDEX_FOLDER / name
+        wanted = (derived / INDEX_FOLDER / name).read_bytes()
         found = path.read_bytes() if path.is_file() else None
         if found is None:
             yield Problem(str(path), "missing", _REBUILD)
@@ -126,7 +126,7 @@ def _compare_index(root: Location, derived: Path) -> Iterator[Problem]:
 
 
 def _compare_counts(manifest: Manifest, derived: Path, root: Location) -> Iterator[Problem]:
-    with pa.ipc.open_file(str(index_path(derived, "videos"))) as reader:
+    with pa.ipc.open_file(str(derived / INDEX_FOLDER / "videos.arrow")) as reader:
         videos = reader.read_all()
     splits: Counter[str] = Counter()
     for names in videos.column("splits").to_pylist():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import multiprocessing
+import os
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -63,7 +64,7 @@ def check_shards(root: Location, manifest: Manifest, jobs: int) -> Iterator[Chec
         yield from map(check, paths, manifest.shards)
         return
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(processes, context, initializer=begin_reader) as executor:
+    with ProcessPoolExecutor(processes, context, initializer=begin_reader, initargs=(os.getpid(),)) as executor:
         try:
             with without_interrupts():
                 outcomes = executor.map(check, paths, manifest.shards)

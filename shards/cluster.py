@@ -9,6 +9,7 @@ from typing import Any
 
 from shards.errors import DataError
 from shards.jobs import Progress, Report, ShardJob, Workshop
+from shards.locks import hold_worker
 from shards.plan import BuildRequest
 from shards.sources.types import Source
 
@@ -88,10 +89,12 @@ def _connected(scheduler: str | None, workers: int) -> Iterator[Any]:
 def _run_task(job: ShardJob, shared: tuple[Source, BuildRequest]) -> _Outcome:
     source, request = shared
     progress: list[Progress] = []
-    if job.is_done():  # a retry of a task whose worker died between the last byte and the answer
+    # A retry of a task whose worker died between the last byte and the answer finds its work done.
+    if job.is_current(source, request.on_bad):
         return _Outcome((Progress(job.num_frames, 0, 0),), None)
     try:
-        Workshop(source, request, map, progress.append).run(job)
+        with hold_worker(job.work):
+            Workshop(source, request, map, progress.append).run(job)
     except DataError as refusal:
         return _Outcome(tuple(progress), refusal)
     return _Outcome(tuple(progress), None)

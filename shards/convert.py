@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import Any
 
-from shards.findings import Finding, Findings, RefusedError
+from shards.findings import DROPPED, Finding, Findings, RefusedError
 from shards.images import NO_JPEG, SourceImage, read_image
 from shards.masks import FrameObjects, MaskCodec
 from shards.naming import escape_frame
@@ -34,7 +33,7 @@ class ReadyFrame:
 
 @dataclass(frozen=True, slots=True)
 class ReadyVideo:
-    """A video with at least one frame, one mask and one object. shape: (height, width) of all its frames."""
+    """A video of which nothing was refused. shape: (height, width) of all its frames."""
 
     facts: VideoFacts
     shape: tuple[int, int]
@@ -71,10 +70,11 @@ class Target:
 
 
 def convert_video(video: SourceVideo, target: Target, findings: Findings, map_frames: OrderedMap) -> ReadyVideo | None:
-    """Check and encode a video; None if nothing usable is left of it.
+    """Check and encode a video; None if anything of it is refused, all of which is in `findings` then.
 
     Whole encoded frames of this one video are held in memory. What is odd goes to `findings` in the order of frames.
     """
+    refused_before = findings.num_refused
     findings.extend(video.findings)
     refusal = _unusable(video)
     if refusal is not None:
@@ -82,9 +82,9 @@ def convert_video(video: SourceVideo, target: Target, findings: Findings, map_fr
         return None
     read = map_frames(lambda frame: _read_frame(video, frame, target), video.frames)
     frames = list(_agreeing(video, read, findings))
-    refusal = _useless(video, frames)
-    if refusal is not None:
-        findings.add(refusal)
+    if findings.num_refused == refused_before and _lacks_objects(video, frames):
+        findings.add(_dropped(video, video.masks_label, "no object", "an object in some frame"))
+    if findings.num_refused > refused_before:
         return None
     findings.extend(_remarks(video, frames))
     palette = _common_palette(video, frames, findings)
@@ -108,18 +108,18 @@ def _read_frame(video: SourceVideo, frame: SourceFrame, target: Target) -> _Read
         listed = [finding for finding in image.findings if finding.reason != NO_JPEG or _claims_jpeg(frame)]
         found += [finding.at(frame.image.label, video.name, frame.stem) for finding in listed]
     except RefusedError as refusal:
-        found.append(refusal.dropping("frame").at(frame.image.label, video.name, frame.stem))
+        found.append(refusal.finding.at(frame.image.label, video.name, frame.stem))
     if image is not None and frame.mask is not None:
         try:
             mask = read_mask(frame.mask.read(), target.codec, video.reading, target.scaling)
             found += [finding.at(frame.mask.label, video.name, frame.stem) for finding in mask.findings]
         except RefusedError as refusal:
-            found.append(refusal.dropping("mask").at(frame.mask.label, video.name, frame.stem))
+            found.append(refusal.finding.at(frame.mask.label, video.name, frame.stem))
     return _ReadFrame(frame, image, mask, tuple(found))
 
 
 def _agreeing(video: SourceVideo, read: Iterator[_ReadFrame], findings: Findings) -> Iterator[_ReadFrame]:
-    """Frames with an image of the video's size, their masks only if of that size too; the first image sets the size."""
+    """Frames with an image of the video's size and no mask of another size; the first image sets the size."""
     shape: tuple[int, int] | None = None
     for frame in read:
         findings.extend(frame.findings)
@@ -128,11 +128,10 @@ def _agreeing(video: SourceVideo, read: Iterator[_ReadFrame], findings: Findings
         shape = shape or frame.image.source_shape
         if frame.image.source_shape != shape:
             refusal = _size_refusal("image size changes", "size of the first image", shape, frame.image.source_shape)
-            findings.add(refusal.dropping("frame").at(frame.source.image.label, video.name, frame.source.stem))
+            findings.add(refusal.finding.at(frame.source.image.label, video.name, frame.source.stem))
         elif frame.mask is not None and frame.mask.source_shape != shape:
             refusal = _size_refusal("mask size differs", "size of the image", shape, frame.mask.source_shape)
-            findings.add(refusal.dropping("mask").at(frame.mask_label, video.name, frame.source.stem))
-            yield dataclasses.replace(frame, mask=None)
+            findings.add(refusal.finding.at(frame.mask_label, video.name, frame.source.stem))
         else:
             yield frame
 
@@ -155,24 +154,15 @@ def _unusable(video: SourceVideo) -> Finding | None:
     return None
 
 
-def _useless(video: SourceVideo, frames: list[_ReadFrame]) -> Finding | None:
-    """Refusal of a video of which too little came through."""
+def _lacks_objects(video: SourceVideo, frames: list[_ReadFrame]) -> bool:
+    """Whether there are masks, or should be, but not one object in them."""
     masks = [frame.mask for frame in frames if frame.mask is not None]
-    if not frames:
-        return _dropped(video, video.label, "no sound frame", "at least one sound image")
-    if not any(frame.source.mask for frame in frames) and video.expected == "none":
-        return None
-    if not masks:
-        return _dropped(video, video.masks_label, "no sound mask", "at least one sound mask")
-    if not any(len(mask.objects.ids) for mask in masks):
-        return _dropped(video, video.masks_label, "no object", "an object in some frame")
-    return None
+    return (bool(masks) or video.expected != "none") and not any(len(mask.objects.ids) for mask in masks)
 
 
 def _dropped(video: SourceVideo, label: str, reason: str, expected: str) -> Finding:
     remedy = "restore the files from the original package, or leave the video out of the split"
-    finding = RefusedError(reason, expected=expected, found="none", remedy=remedy).dropping("video")
-    return finding.at(label, video.name)
+    return Finding("refused", reason, expected, "none", remedy, DROPPED).at(label, video.name)
 
 
 def _remarks(video: SourceVideo, frames: list[_ReadFrame]) -> Iterator[Finding]:

@@ -12,8 +12,12 @@ from shards.errors import DataError
 from shards.storage import Location
 
 REJECTED = "rejected.jsonl"
-# refused: left out, stops a build with --on-bad stop. repaired: stored other than it came. warning: stored as it came.
+# What is done about everything refused: a video that lacks a frame or a mask is not the video of the data set.
+DROPPED = "video dropped"
+# refused: its video is left out, or the build stopped (--on-bad). repaired: stored other than it came. warning: stored
+# as it came, or passed over.
 Severity = Literal["refused", "repaired", "warning"]
+OnBad = Literal["stop", "skip"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,7 +25,7 @@ class Finding:
     """One thing found in the input.
 
     reason: a few fixed words to count by. path: relative to the source. video, frame: names in the source, "" where it
-    does not apply. what_was_done: frame dropped, video dropped, mask dropped, re-encoded, kept, ...
+    does not apply. what_was_done: video dropped (whatever is refused), re-encoded, kept, ignored, ...
     """
 
     severity: Severity
@@ -53,26 +57,24 @@ class RefusedError(Exception):
 
     def __init__(self, reason: str, *, expected: str, found: str, remedy: str) -> None:
         super().__init__(reason)
-        self.finding = Finding("refused", reason, expected, found, remedy, "")
-
-    def dropping(self, what: Literal["frame", "mask", "video"]) -> Finding:
-        """The finding, saying what was left out because of it."""
-        return dataclasses.replace(self.finding, what_was_done=f"{what} dropped")
+        self.finding = Finding("refused", reason, expected, found, remedy, DROPPED)
 
 
 class Findings:
     """Findings of one job in order; with `stop`, adding a refusal raises it as DataError instead."""
 
-    def __init__(self, on_bad: Literal["stop", "skip"], source: Location) -> None:
+    def __init__(self, on_bad: OnBad, source: Location) -> None:
         self._source = source
         self._stop = on_bad == "stop"
         self.list: list[Finding] = []
+        self.num_refused = 0
 
     def add(self, finding: Finding) -> None:
         """Keep a finding. Raises DataError for a refusal under `stop`."""
         if self._stop and finding.severity == "refused":
             raise finding.error(self._source)
         self.list.append(finding)
+        self.num_refused += finding.severity == "refused"
 
     def extend(self, findings: Iterable[Finding]) -> None:
         """`add` each."""

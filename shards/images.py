@@ -49,7 +49,8 @@ def read_image(data: bytes, scaling: Scaling | None = None) -> SourceImage:
     """Check an image file by decoding all of it. Raises RefusedError if any pixel is missing or it is no image.
 
     Encoded anew (quality 95, 4:4:4): what is no JPEG, CMYK, and images that EXIF says to turn. A missing end marker is
-    put back. What has another size with `scaling` is stored so. Everything else keeps its bytes.
+    put back where the image is one scan. What has another size with `scaling` is stored so. Everything else keeps its
+    bytes.
     """
     image = _read_as_it_is(data)
     shape = image.shape if scaling is None else scaling.target(image.shape)
@@ -68,7 +69,7 @@ def _read_as_it_is(data: bytes) -> SourceImage:
     if _orientation(data, segments) != 1:
         return _encoded_anew(data, "EXIF orientation", f"orientation {_orientation(data, segments)}")
     _require_pixels(_declared_size(segments))
-    data, shape, colours, findings = _decoded_strictly(data)
+    data, shape, colours, findings = _decoded_strictly(data, in_one_scan=_in_one_scan(segments))
     if colours in ("CMYK", "YCCK"):
         return _encoded_anew(data, "CMYK image", f"a {colours} JPEG")
     if colours == "Gray":
@@ -86,13 +87,16 @@ def encode_jpeg(pixels: np.ndarray) -> bytes:
     return simplejpeg.encode_jpeg(np.ascontiguousarray(pixels), QUALITY, "RGB", "444")
 
 
-def _decoded_strictly(data: bytes) -> tuple[bytes, tuple[int, int], str, list[Finding]]:
-    """(bytes to store, shape, colour space, findings) of a JPEG all of whose pixels can be decoded."""
+def _decoded_strictly(data: bytes, *, in_one_scan: bool) -> tuple[bytes, tuple[int, int], str, list[Finding]]:
+    """(bytes to store, shape, colour space, findings) of a JPEG all of whose pixels can be decoded.
+
+    in_one_scan: with several, nothing but the end marker tells whether the last of them are missing.
+    """
     try:
         decode_strictly(data)
     except ValueError as error:
         mended = data + _END
-        if _END in data[-2:] or not _decodes(mended):
+        if _END in data[-2:] or not in_one_scan or not _decodes(mended):
             raise RefusedError(
                 "damaged image", expected="a JPEG with every pixel", found=str(error), remedy=_MEND_FILE
             ) from None
@@ -161,6 +165,13 @@ def _segments(data: bytes) -> dict[int, bytes]:
             break
         position += 2 + size
     return segments
+
+
+def _in_one_scan(segments: dict[int, bytes]) -> bool:
+    """Whether the first scan of a JPEG holds every component at full precision, as in all but progressive ones."""
+    frame = next((content for marker, content in segments.items() if marker in _FRAMES and len(content) >= 6), b"")
+    scan = segments.get(_SCAN, b"")
+    return _PROGRESSIVE not in segments and bool(frame and scan) and frame[5] == scan[0]
 
 
 def _orientation(data: bytes, segments: dict[int, bytes]) -> int:

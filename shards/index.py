@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from shards.index_file import CHECKSUMS, IndexFile, SummedFile, read_checksums, write_checksums
 from shards.storage import Location, cache_folder, copy_file, replacing
 
 INDEX_FOLDER = "index"
@@ -57,13 +58,10 @@ SCHEMAS = {
     ),
 }
 
+INDEX_FILES = (*(f"{table}.arrow" for table in SCHEMAS), CHECKSUMS)
+
 # One record batch for each table of SCHEMAS.
 Batches = dict[str, pa.RecordBatch]
-
-
-def index_path(root: Location, table: str) -> Location:
-    """File of one table of a shard set."""
-    return root / INDEX_FOLDER / f"{table}.arrow"
 
 
 def local_index(root: Location, fingerprint: str) -> Path:
@@ -74,11 +72,11 @@ def local_index(root: Location, fingerprint: str) -> Path:
     if isinstance(root, Path):
         return root / INDEX_FOLDER
     folder = cache_folder() / INDEX_FOLDER / fingerprint
-    for table in SCHEMAS:
-        copy = folder / f"{table}.arrow"
+    for name in INDEX_FILES:
+        copy = folder / name
         if not copy.is_file():
             folder.mkdir(parents=True, exist_ok=True)
-            copy_file(index_path(root, table), copy)
+            copy_file(root / INDEX_FOLDER / name, copy)
     return folder
 
 
@@ -89,23 +87,28 @@ def make_batch(table: str, columns: dict[str, list[Any]]) -> pa.RecordBatch:
 
 
 def write_index(folder: Location, shards: Iterable[Batches]) -> None:
-    """Write the three files into `folder` from the rows of each shard, in order.
+    """Write the tables and their checksums into `folder` from the rows of each shard, in order.
 
     first_frame, which counts within its shard, and `shard` itself become those of the whole set.
     """
     folder.mkdir(parents=True, exist_ok=True)
+    files = {}
     with ExitStack() as stack:
         writers = {}
         for table, schema in SCHEMAS.items():
-            file = stack.enter_context(replacing(folder / f"{table}.arrow"))
-            writers[table] = stack.enter_context(pa.ipc.new_file(file, schema))
+            files[table] = SummedFile(stack.enter_context(replacing(folder / f"{table}.arrow")))
+            writers[table] = pa.ipc.new_file(files[table], schema)  # closed below: closing twice writes two footers
         num_frames = 0
         for shard, batches in enumerate(shards):
-            videos = _shifted(batches["videos"], "first_frame", num_frames)
-            writers["videos"].write_batch(_shifted(videos, "shard", shard))
-            writers["frames"].write_batch(batches["frames"])
-            writers["objects"].write_batch(batches["objects"])
+            videos = _shifted(_shifted(batches["videos"], "first_frame", num_frames), "shard", shard)
+            for table, batch in (batches | {"videos": videos}).items():
+                writers[table].write_batch(batch)
+                files[table].close_piece()
             num_frames += batches["frames"].num_rows
+        for table, writer in writers.items():
+            writer.close()
+            files[table].close_piece()
+    write_checksums(folder, files)
 
 
 class IndexTables:
@@ -113,11 +116,21 @@ class IndexTables:
 
     def __init__(self, root: Location, fingerprint: str) -> None:
         folder = local_index(root, fingerprint)
-        self._readers = {table: pa.ipc.open_file(pa.memory_map(str(folder / f"{table}.arrow"))) for table in SCHEMAS}
+        pieces = read_checksums(folder)
+        self._files = {table: IndexFile(folder, table, SCHEMAS[table], pieces.get(table, [])) for table in SCHEMAS}
+
+    def all_videos(self) -> pa.Table:
+        """The whole video table. Raises DataError if it is not as it was written."""
+        return self._files["videos"].read_all()
 
     def batch(self, table: str, shard: int) -> pa.RecordBatch:
-        """Rows of a table that belong to a shard."""
-        return self._readers[table].get_batch(shard)
+        """Rows of a table that belong to a shard. Raises DataError if they are not those that were written."""
+        return self._files[table].batch(shard)
+
+    @property
+    def num_shards(self) -> int:
+        """Record batches of every table."""
+        return self._files["videos"].num_batches
 
 
 def take_videos(tables: IndexTables, shard: int, rows: np.ndarray) -> Batches:

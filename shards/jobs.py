@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -13,7 +14,7 @@ import pyarrow as pa
 
 from shards.convert import OrderedMap, ReadyVideo, convert_video
 from shards.errors import DataError
-from shards.findings import Finding, Findings
+from shards.findings import Finding, Findings, OnBad
 from shards.index import SCHEMAS, Batches
 from shards.manifest import ShardFacts, encode_json
 from shards.plan import BuildRequest
@@ -35,10 +36,16 @@ Report = Callable[[Progress], None]
 
 @dataclass(frozen=True, slots=True)
 class DoneShard:
-    """What a finished job leaves beside the tar. facts None: no video of it was usable and there is no tar."""
+    """What a finished job leaves beside the tar.
+
+    facts None: no video of it was usable and there is no tar. videos: names of those it was made for. stamp: of their
+    files as they were (`SourceVideo.stamp`).
+    """
 
     facts: ShardFacts | None
     findings: tuple[Finding, ...]
+    videos: tuple[str, ...]
+    stamp: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,18 +70,32 @@ class ShardJob:
         """Rows of the index that belong to the shard."""
         return self.work / f"{self.path.stem}.{table}.arrow"
 
-    def is_done(self) -> bool:
-        """Whether an earlier run finished it and its tar still has the size it had then."""
+    def is_made(self) -> bool:
+        """Whether an earlier run finished it, for these videos, and its tar still has the size it had then."""
         if not self.side_file.is_file():
             return False
-        facts = self.read().facts
-        return facts is None or file_size(self.path) == facts.bytes
+        done = self.read()
+        names = tuple(video.name for video in self.videos)
+        return names == done.videos and (done.facts is None or file_size(self.path) == done.facts.bytes)
+
+    def is_current(self, source: Source, on_bad: OnBad) -> bool:
+        """Whether it is made, of the files as they are now, and a build that stops at bad input would have made it."""
+        if not self.is_made():
+            return False
+        done = self.read()
+        if on_bad == "stop" and any(finding.severity == "refused" for finding in done.findings):
+            return False
+        stamp = hashlib.sha256()
+        for video in self.videos:
+            stamp.update(source.video(video.name).stamp())
+        return stamp.hexdigest() == done.stamp
 
     def read(self) -> DoneShard:
         """What the finished job left."""
         fields = json.loads(self.side_file.read_bytes())
         facts = None if fields["facts"] is None else ShardFacts(**fields["facts"])
-        return DoneShard(facts, tuple(Finding(**finding) for finding in fields["findings"]))
+        findings = tuple(Finding(**finding) for finding in fields["findings"])
+        return DoneShard(facts, findings, tuple(fields["videos"]), fields["stamp"])
 
     def read_rows(self) -> Batches:
         """Rows of the index that belong to the finished shard."""
@@ -101,7 +122,8 @@ class Workshop:
     def run(self, job: ShardJob) -> None:
         """Make the tar, its rows and, last, its side file. Raises DataError for refused input under `stop`."""
         findings = Findings(self.request.on_bad, self.source.root)
-        videos = self._converted(job.videos, findings)
+        stamp = hashlib.sha256()
+        videos = self._converted(job.videos, findings, stamp)
         codec = self.request.target(self.source).codec
         written = write_shard(job.path, codec, _one_ahead(videos) if self.ahead else videos)
         facts = written.facts if written.facts.videos else None
@@ -110,16 +132,21 @@ class Workshop:
         for table, batch in written.rows.items():
             with replacing(job.rows_file(table)) as file, pa.ipc.new_file(file, SCHEMAS[table]) as writer:
                 writer.write_batch(batch)
-        write_bytes(job.side_file, encode_json(dataclasses.asdict(DoneShard(facts, tuple(findings.list)))))
+        names = tuple(video.name for video in job.videos)
+        done = DoneShard(facts, tuple(findings.list), names, stamp.hexdigest())
+        write_bytes(job.side_file, encode_json(dataclasses.asdict(done)))
 
-    def _converted(self, videos: tuple[VideoSize, ...], findings: Findings) -> Iterator[ReadyVideo]:
+    def _converted(
+        self, videos: tuple[VideoSize, ...], findings: Findings, stamp: hashlib._Hash
+    ) -> Iterator[ReadyVideo]:
         for size in videos:
             video = self.source.video(size.name)
             if size.num_frames and not video.frames:
                 raise _vanished(video.label, size)
-            before = len(findings.list)
+            stamp.update(video.stamp())
+            before = findings.num_refused
             ready = convert_video(video, self.request.target(self.source), findings, self.map_frames)
-            refused = sum(finding.severity == "refused" for finding in findings.list[before:])
+            refused = findings.num_refused - before
             self.report(Progress(size.num_frames, ready.num_bytes if ready else 0, refused))
             if ready is not None:
                 yield ready

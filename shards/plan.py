@@ -9,10 +9,11 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from shards.convert import Target
-from shards.findings import Finding
+from shards.errors import DataError
+from shards.findings import Finding, OnBad
 from shards.manifest import FORMAT_VERSION, MANIFEST, encode_json
 from shards.masks import MaskCodec, soft_codec
 from shards.naming import escape_video
@@ -38,7 +39,7 @@ class BuildRequest:
     resolution: str = "480p"
     mask_codec: MaskCodec = "lz4"
     shard_size: int = 10**9
-    on_bad: Literal["stop", "skip"] = "stop"
+    on_bad: OnBad = "stop"
     jobs: int = 1
     options: SourceOptions = field(default_factory=SourceOptions)
 
@@ -105,7 +106,7 @@ def make_plan(request: BuildRequest, listed: bytes | None = None, scratch: Path 
     arguments = _arguments(request)
     known = None if listed is None else _listed_sizes(listed, arguments)
     sizes = {size.name: size for size in (source.sizes() if known is None else known)}
-    _require_distinct(sizes)
+    _require_distinct(source.root, sizes)
     shards = tuple(fill_shards(sizes.values(), request.shard_size))
     digest = hashlib.sha256(encode_json(arguments | {"videos": list(sizes.values())})).hexdigest()
     return Plan(source, shards, sizes, arguments, digest)
@@ -157,12 +158,17 @@ def _check(request: BuildRequest) -> None:
         raise ValueError(f"jobs and shard size must be at least 1, not {request.jobs} and {request.shard_size}")
 
 
-def _require_distinct(sizes: dict[str, VideoSize]) -> None:
+def _require_distinct(root: Location, sizes: dict[str, VideoSize]) -> None:
     taken: dict[str, str] = {}
     for name in sizes:
         other = taken.setdefault(escape_video(name), name)
         if other != name:
-            raise ValueError(f"videos {other!r} and {name!r} get the same name in a shard; rename one of them")
+            raise DataError(
+                root,
+                expected="videos whose names in a shard differ",
+                found=f"{other!r} and {name!r}",
+                remedy="rename one of them",
+            )
 
 
 def _arguments(request: BuildRequest) -> dict[str, Any]:

@@ -93,6 +93,18 @@ def decode_pixels(data: bytes) -> np.ndarray:
         ) from None
 
 
+def decode_deep_grey_alpha(chunks: list[tuple[bytes, bytes]]) -> np.ndarray:
+    """(H, W, 2) uint16 of a PNG of grey and alpha in 16 bits, of which Pillow would drop the lower halves.
+
+    Read as RGBA in 8 bits, whose pixels and filters have as many bytes. Raises RefusedError if damaged.
+    """
+    header = chunks[0][1]
+    patched = [(b"IHDR", header[:8] + bytes([8, RGB_ALPHA]) + header[10:])]
+    patched += [(kind, content) for kind, content in chunks[1:] if kind in (b"IDAT", b"IEND")]
+    halves = decode_pixels(SIGNATURE + b"".join(map(_encode_chunk, patched)))  # (H, W, 4)
+    return np.ascontiguousarray(halves).view(">u2").astype(np.uint16)
+
+
 def encode_indexed(labels: np.ndarray, palette: bytes) -> bytes:
     """8-bit palette PNG of a label map (H, W) uint8 whose indices are the ids; palette: RGB bytes, stored as given.
 

@@ -15,7 +15,8 @@ import numpy as np
 import pyarrow as pa
 
 from shards.errors import DataError
-from shards.index import SCHEMAS, as_numpy, index_path, local_index
+from shards.index import INDEX_FOLDER, IndexTables, as_numpy
+from shards.index_file import REBUILD
 from shards.links import check_sizes, shard_locations
 from shards.manifest import Manifest, read_manifest
 from shards.masks import FrameObjects, MaskCodec
@@ -25,7 +26,6 @@ from shards.tar import BLOCK, padded
 
 # Well under the usual limit of 1024 open files, with room for two sets in one process.
 MAX_OPEN_SHARDS = 384
-REBUILD = "run tools/check.py --rebuild-index on the set, or build it again"
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,10 +52,8 @@ class ShardSet:
         self.mask_codec: MaskCodec = manifest.mask_codec
         self.num_videos = manifest.num_videos
         self.num_frames = manifest.num_frames
-        index = local_index(path, self.fingerprint)
-        self.videos = VideoTable(_open_table(index, "videos").read_all())
-        self._frames = _open_table(index, "frames")
-        self._objects = _open_table(index, "objects")
+        self._index = IndexTables(path, self.fingerprint)
+        self.videos = VideoTable(self._index.all_videos())
         self._shards = shard_locations(path, manifest)
         self._starts = [0, *np.cumsum([facts.frames for facts in manifest.shards]).tolist()]
         self._batches: dict[tuple[str, int], pa.RecordBatch] = {}
@@ -70,6 +68,8 @@ class ShardSet:
         Of a remote set the index is copied to `storage.cache_folder()`; frames are read as ranges of the shards.
         """
         root = locate(path)
+        if isinstance(root, Path):
+            root = root.absolute()  # shards are opened when they are needed, wherever the process is by then
         manifest = read_manifest(root)
         check_sizes(root, manifest)
         shard_set = cls(root, manifest)
@@ -163,8 +163,11 @@ class ShardSet:
         image_bytes, mask_bytes = int(table["image_bytes"][row]), int(table["mask_bytes"][row])
         mask_start = padded(image_bytes) + BLOCK
         wanted = mask_start + mask_bytes if mask_bytes else image_bytes
+        offset = int(table["offset"][row])
+        if offset + wanted > self.manifest.shards[shard].bytes:
+            raise self._damaged(frame, max(0, self.manifest.shards[shard].bytes - offset), wanted)
         file = self._file(shard)  # held while reading: the cache may drop it meanwhile
-        data = file.read(int(table["offset"][row]), wanted)
+        data = file.read(offset, wanted)
         image, mask = data[:image_bytes], data[mask_start:wanted] if mask_bytes else None
         if zlib.crc32(image) != table["image_crc"][row] or (
             mask is not None and zlib.crc32(mask) != table["mask_crc"][row]
@@ -208,38 +211,62 @@ class ShardSet:
     def _batch(self, table: str, shard: int) -> pa.RecordBatch:
         batch = self._batches.get((table, shard))
         if batch is None:
-            with self._lock:
-                batch = (self._frames if table == "frames" else self._objects).get_batch(shard)
+            batch = self._index.batch(table, shard)
+            if table == "frames" and batch.num_rows != self.manifest.shards[shard].frames:
+                raise self._other_index(f"{batch.num_rows} frames in shard {shard}")
             self._batches[table, shard] = batch
         return batch
 
     def _file(self, shard: int) -> _LocalFile | _RemoteFile:
         with self._lock:
-            file = self._files.pop(shard, None) or _open_shard(self._shards[shard])
+            file = self._files.pop(shard, None) or self._open_shard(shard)
             self._files[shard] = file  # most recently used last
             if len(self._files) > MAX_OPEN_SHARDS:
                 self._files.popitem(last=False)
             return file
 
-    def _check_rows(self) -> None:
-        facts = self.manifest
-        batches = (self._frames.num_record_batches, self._objects.num_record_batches)
-        found = (len(self.videos), int(self.videos.num_frames.sum()), *batches)
-        wanted = (facts.num_videos, facts.num_frames, len(facts.shards), len(facts.shards))
-        if found != wanted:
+    def _open_shard(self, shard: int) -> _LocalFile | _RemoteFile:
+        path = self._shards[shard]
+        if isinstance(path, RemotePath):
+            return _RemoteFile(path)
+        try:
+            return _LocalFile(os.open(path, os.O_RDONLY | os.O_CLOEXEC))
+        except FileNotFoundError:
             raise DataError(
-                index_path(self.path, "videos").parent,
-                expected=f"videos, frames, shards, shards = {wanted} as in the manifest",
-                found=f"{found}",
-                remedy=REBUILD,
-            )
+                path,
+                expected="the shard that was there when the set was opened",
+                found="no such file",
+                remedy="bring it back, or open the set again where it is now",
+            ) from None
+
+    def _check_rows(self) -> None:
+        """The video table must tell of the shards that the manifest lists, video after video, frame after frame."""
+        videos, shards = self.videos, self.manifest.shards
+        found = (len(videos), int(videos.num_frames.sum()), self._index.num_shards)
+        if found != (self.manifest.num_videos, self.manifest.num_frames, len(shards)):
+            raise self._other_index(f"(videos, frames, shards) = {found}")
+        ends = np.cumsum(videos.num_frames, dtype=np.int64)
+        in_order = np.array_equal(videos.shard, np.repeat(np.arange(len(shards)), [facts.videos for facts in shards]))
+        gapless = np.array_equal(videos.first_frame, ends - videos.num_frames) and int(videos.num_frames.min()) > 0
+        last = np.cumsum([facts.videos for facts in shards]) - 1
+        if not (in_order and gapless and np.array_equal(ends[last], self._starts[1:])):
+            raise self._other_index("videos of other shards or other lengths")
+
+    def _other_index(self, found: str) -> DataError:
+        wanted = (self.manifest.num_videos, self.manifest.num_frames, len(self.manifest.shards))
+        return DataError(
+            self.path / INDEX_FOLDER,
+            expected=f"(videos, frames, shards) = {wanted} as in the manifest",
+            found=found,
+            remedy=REBUILD,
+        )
 
 
 class _LocalFile:
     """A descriptor that closes with its last reference: dropping it from the cache never cuts off a running read."""
 
-    def __init__(self, path: Path) -> None:
-        self._descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    def __init__(self, descriptor: int) -> None:
+        self._descriptor = descriptor
 
     def __del__(self) -> None:
         os.close(self._descriptor)
@@ -258,22 +285,3 @@ class _RemoteFile:
     def read(self, start: int, num_bytes: int) -> bytes:
         """Bytes from `start` on, fewer at the end of the file."""
         return read_range(self._path, start, num_bytes)
-
-
-def _open_shard(path: Location) -> _LocalFile | _RemoteFile:
-    return _RemoteFile(path) if isinstance(path, RemotePath) else _LocalFile(path)
-
-
-def _open_table(index: Path, table: str) -> pa.ipc.RecordBatchFileReader:
-    path = index / f"{table}.arrow"
-    try:
-        reader = pa.ipc.open_file(pa.memory_map(str(path)))
-    except FileNotFoundError:
-        raise DataError(path, expected="a table of the index", found="none", remedy=REBUILD) from None
-    except pa.ArrowInvalid as error:
-        raise DataError(path, expected="an Arrow IPC file", found=str(error), remedy=REBUILD) from None
-    if reader.schema != SCHEMAS[table]:
-        raise DataError(
-            path, expected=f"columns {SCHEMAS[table].names}", found=f"{reader.schema.names}", remedy=REBUILD
-        )
-    return reader

@@ -41,8 +41,9 @@ def _grey(pixels: np.ndarray, header: png.PngHeader) -> np.ndarray:
         entries = np.frombuffer((header.palette or b"").ljust(768, b"\0"), np.uint8).reshape(256, 3)
         pixels = entries[pixels]  # (H, W, 3)
     elif header.colour_type in (png.GREY_ALPHA, png.RGB_ALPHA):
-        if int(pixels[..., -1].min()) != 255:
-            raise RefusedError("transparent mask", expected="alpha 255 everywhere", found="less", remedy=_REMEDY)
+        opaque = np.iinfo(pixels.dtype).max
+        if int(pixels[..., -1].min()) != opaque:
+            raise RefusedError("transparent mask", expected=f"alpha {opaque} everywhere", found="less", remedy=_REMEDY)
         pixels = pixels[..., :-1]
     if pixels.ndim == 2:
         return pixels

@@ -60,10 +60,12 @@ def read_mask(data: bytes, codec: MaskCodec, reading: Reading = "ids", scaling: 
     chunks = png.read_chunks(data)
     header = png.read_header(chunks)
     _require_size(header)
+    deep = header.colour_type == png.GREY_ALPHA and header.bit_depth == 16
+    pixels = png.decode_deep_grey_alpha(chunks) if deep else png.decode_pixels(data)
     if reading == "soft":
-        return _soft(data, header, codec, scaling)
+        return _soft(pixels, header, codec, scaling)
     findings: list[Finding] = []
-    labels = _labels(png.decode_pixels(data), header, reading, findings)
+    labels = _labels(pixels, header, reading, findings)
     palette = header.palette if header.colour_type == png.PALETTE and reading == "ids" else None
     source_shape = header.height, header.width
     shape = source_shape if scaling is None else scaling.target(source_shape)
@@ -81,8 +83,8 @@ def read_mask(data: bytes, codec: MaskCodec, reading: Reading = "ids", scaling: 
     )
 
 
-def _soft(data: bytes, header: png.PngHeader, codec: MaskCodec, scaling: Scaling | None) -> SourceMask:
-    levels, findings = read_levels(png.decode_pixels(data), header)
+def _soft(pixels: np.ndarray, header: png.PngHeader, codec: MaskCodec, scaling: Scaling | None) -> SourceMask:
+    levels, findings = read_levels(pixels, header)
     source_shape = header.height, header.width
     shape = source_shape if scaling is None else scaling.target(source_shape)
     if shape != source_shape:
@@ -224,10 +226,11 @@ def _require_ids(labels: np.ndarray) -> None:
 
 
 def _require_opaque(alpha: np.ndarray) -> None:
-    if alpha.size and int(alpha.min()) != 255:
+    opaque = np.iinfo(alpha.dtype).max if alpha.size else 0
+    if alpha.size and int(alpha.min()) != opaque:
         raise RefusedError(
             "transparent mask",
-            expected="alpha 255 everywhere",
+            expected=f"alpha {opaque} everywhere",
             found=f"alpha {int(alpha.min())}",
             remedy="store the ids as an indexed PNG",
         )

@@ -6,13 +6,15 @@ a `RemotePath`, which answers to the part of Path's methods that this package us
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import secrets
 import shutil
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO, cast
@@ -23,6 +25,7 @@ _URL = re.compile(r"[a-z][a-z0-9+.-]+://")
 _LOCAL = re.compile(r"(file|local):/{2,}")
 # Large enough for the 5 TB an object of 10,000 parts may have, small enough to hold one a worker in memory.
 _PART_BYTES = 1 << 24
+_SPECIAL = {stat.S_IFIFO: "a FIFO", stat.S_IFSOCK: "a socket", stat.S_IFCHR: "a device", stat.S_IFBLK: "a device"}
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -123,11 +126,17 @@ Location = Path | RemotePath
 
 @dataclass(frozen=True, slots=True)
 class FolderEntry:
-    """A file or folder inside a folder; num_bytes 0 for folders."""
+    """A file or folder inside a folder; num_bytes 0 for folders.
+
+    changed: when it was last changed, or what a store tells versions apart by. fault: what it is instead of a regular
+    file or folder, `a FIFO`, `a broken link`; it must not be opened, which could wait for ever.
+    """
 
     name: str
     num_bytes: int
     is_folder: bool
+    changed: str = field(default="", compare=False)
+    fault: str = ""
 
 
 def locate(text: str | Path | RemotePath) -> Location:
@@ -140,7 +149,7 @@ def locate(text: str | Path | RemotePath) -> Location:
 
 
 def list_folder(folder: Location) -> list[FolderEntry]:
-    """Files and folders directly inside, sorted by name; [] if there is no such folder. Links count as their target."""
+    """What lies directly inside, sorted by name; [] if there is no such folder. Links count as their target."""
     if isinstance(folder, RemotePath):
         return _listed(folder)
     if not folder.is_dir():
@@ -243,9 +252,20 @@ def _uploading(path: RemotePath) -> Iterator[BinaryIO]:
 
 
 def _local_entry(entry: os.DirEntry[str]) -> FolderEntry:
-    if entry.is_dir():
+    try:
+        facts = entry.stat()
+    except OSError as error:
+        if not entry.is_symlink():
+            raise
+        loops = error.errno == errno.ELOOP
+        fault = "a link that leads to itself" if loops else f"a link to nothing ({Path(entry.path).readlink()})"
+        return FolderEntry(entry.name, 0, is_folder=False, fault=fault)
+    if stat.S_ISDIR(facts.st_mode):
         return FolderEntry(entry.name, 0, is_folder=True)
-    return FolderEntry(entry.name, entry.stat().st_size if entry.is_file() else 0, is_folder=False)
+    if stat.S_ISREG(facts.st_mode):
+        return FolderEntry(entry.name, facts.st_size, is_folder=False, changed=str(facts.st_mtime_ns))
+    kind = _SPECIAL.get(stat.S_IFMT(facts.st_mode), "a special file")
+    return FolderEntry(entry.name, 0, is_folder=False, fault=kind)
 
 
 def _listed(folder: RemotePath) -> list[FolderEntry]:
@@ -254,7 +274,12 @@ def _listed(folder: RemotePath) -> list[FolderEntry]:
     except (FileNotFoundError, NotADirectoryError):
         return []
     entries = [
-        FolderEntry(entry["name"].rstrip("/").rpartition("/")[2], entry["size"] or 0, entry["type"] == "directory")
+        FolderEntry(
+            entry["name"].rstrip("/").rpartition("/")[2],
+            entry["size"] or 0,
+            entry["type"] == "directory",
+            str(entry.get("ETag") or entry.get("LastModified") or entry.get("mtime") or ""),
+        )
         for entry in found
     ]
     # Some stores list the folder itself, as an object of no bytes.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from shards.errors import DataError
@@ -28,6 +28,7 @@ def unshard(shard_set: ShardSet, out: Path, report: Callable[[int], None]) -> No
             found=f"{shard_set.manifest.kind!r}",
             remedy="give back the sets it was made of, one by one",
         )
+    _require_names(shard_set, [*shard_set.manifest.splits, *filter(None, [shard_set.manifest.resolution])])
     for video in range(shard_set.num_videos):
         _write_video(shard_set, video, layout, out)
         report(len(shard_set.frame_rows(video)))
@@ -37,7 +38,8 @@ def unshard(shard_set: ShardSet, out: Path, report: Callable[[int], None]) -> No
 def _write_video(shard_set: ShardSet, video: int, layout: Layout, out: Path) -> None:
     places = layout.images(shard_set, video), layout.masks(shard_set, video)
     names = [shard_set.file_name(frame) for frame in shard_set.frame_rows(video)]
-    _require_inside(shard_set, [*places, *(f"{places[0]}/{name}" for name in names)])
+    _require_inside(shard_set, places)
+    _require_names(shard_set, [*names, *(shard_set.frame_name(frame) for frame in shard_set.frame_rows(video))])
     images, masks = (out / place for place in places)
     images.mkdir(parents=True, exist_ok=True)
     palette = shard_set.videos.stored_palette(video) or voc_palette()
@@ -55,10 +57,20 @@ def _write_video(shard_set: ShardSet, video: int, layout: Layout, out: Path) -> 
             (masks / f"{shard_set.frame_name(frame)}.png").write_bytes(png)
 
 
-def _require_inside(shard_set: ShardSet, paths: list[str]) -> None:
+def _require_inside(shard_set: ShardSet, folders: Iterable[str]) -> None:
     """Names come out of the set, and a set may come from anybody: none may lead out of the folder."""
-    for path in paths:
-        if path.startswith("/") or ".." in path.split("/"):
-            raise DataError(
-                shard_set.path, expected="names of videos and frames", found=f"{path!r}", remedy="do not use this set"
-            )
+    for folder in folders:
+        if folder.startswith("/") or ".." in folder.split("/"):
+            raise _climbs(shard_set, folder)
+
+
+def _require_names(shard_set: ShardSet, names: Iterable[str]) -> None:
+    """Refuse names of files and splits that are paths."""
+    for name in names:
+        if "/" in name or name in ("", ".", ".."):
+            raise _climbs(shard_set, name)
+
+
+def _climbs(shard_set: ShardSet, name: str) -> DataError:
+    expected = "names of videos, frames and splits"
+    return DataError(shard_set.path, expected=expected, found=f"{name!r}", remedy="do not use this set")

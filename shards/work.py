@@ -11,14 +11,17 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import FIRST_EXCEPTION, Future, ProcessPoolExecutor, ThreadPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from multiprocessing.context import SpawnContext
 from typing import Any
 
 from shards.convert import OrderedMap
 from shards.jobs import Progress, Report, ShardJob, Workshop
+from shards.locks import hold_worker
 from shards.plan import BuildRequest
 from shards.sources.types import Source
+from shards.storage import Location
 
 _POLL_SECONDS = 0.2
 
@@ -56,9 +59,8 @@ def _run_in_processes(jobs: list[ShardJob], source: Source, request: BuildReques
     channel = _Channel(context)
     processes = min(request.jobs, len(jobs))
     threads = max(1, request.jobs // processes)
-    executor = ProcessPoolExecutor(
-        processes, context, initializer=_begin_worker, initargs=(channel, source, request, threads)
-    )
+    begin = _Begin(os.getpid(), jobs[0].work, channel, source, request, threads)
+    executor = ProcessPoolExecutor(processes, context, initializer=_begin_worker, initargs=(begin,))
     try:
         with without_interrupts():
             futures = [executor.submit(_run_in_worker, job) for job in jobs]
@@ -121,21 +123,35 @@ class _Channel:
                 return
 
 
+@dataclass(frozen=True, slots=True)
+class _Begin:
+    """What a worker gets from its parent, whose process id it is, when it starts. work: folder of the build's locks."""
+
+    parent: int
+    work: Location
+    channel: _Channel
+    source: Source
+    request: BuildRequest
+    threads: int
+
+
 class _Worker:
-    """State of a worker process, set once when it starts."""
+    """State of a worker process, set once when it starts. held: what it keeps to its end."""
 
     workshop: Workshop | None = None
+    held = ExitStack()
 
 
-def _begin_worker(channel: _Channel, source: Source, request: BuildRequest, threads: int) -> None:
-    threading.Thread(target=_die_with, args=(os.getppid(),), daemon=True).start()
-    map_frames: Any = map if threads == 1 else ThreadPoolExecutor(threads).map
-    _Worker.workshop = Workshop(source, request, map_frames, channel.report, ahead=threads > 1)
+def _begin_worker(begin: _Begin) -> None:
+    _Worker.held.enter_context(hold_worker(begin.work))
+    die_with(begin.parent)
+    map_frames: Any = map if begin.threads == 1 else ThreadPoolExecutor(begin.threads).map
+    _Worker.workshop = Workshop(begin.source, begin.request, map_frames, begin.channel.report, ahead=begin.threads > 1)
 
 
-def begin_reader() -> None:
+def begin_reader(parent: int) -> None:
     """Start of a worker that writes nothing: Ctrl-C and the end of its parent end it at once."""
-    threading.Thread(target=_die_with, args=(os.getppid(),), daemon=True).start()
+    die_with(parent)
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
 
@@ -145,8 +161,17 @@ def _run_in_worker(job: ShardJob) -> None:
     _Worker.workshop.run(job)
 
 
-def _die_with(parent: int) -> None:
-    """End this process when its parent is gone, or a killed build would go on writing beside its successor."""
+def die_with(parent: int) -> None:
+    """End this process with its parent, or a killed build would go on writing beside its successor.
+
+    parent: its process id as the parent itself told it; one that is gone already ends this process at once.
+    """
+    if os.getppid() != parent:
+        os._exit(1)
+    threading.Thread(target=_watch, args=(parent,), daemon=True).start()
+
+
+def _watch(parent: int) -> None:
     while os.getppid() == parent:
         time.sleep(_POLL_SECONDS)
     os._exit(1)

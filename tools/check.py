@@ -11,13 +11,16 @@ if __name__ == "__main__":
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C during the imports below ends quietly; run() takes it over
 
 import os
+from argparse import Namespace
 
 from tqdm import tqdm
 
 from shards.check import CheckedSet, check_set, rebuild_index
+from shards.errors import DataError
 from shards.manifest import ShardFacts, read_manifest
 from shards.storage import Location, locate
 from tools.cli import BAD_DATA, Parser, run
+from tools.source_arguments import positive
 
 
 def main() -> None:
@@ -29,20 +32,31 @@ def check(arguments: list[str]) -> int:
     """Check every set given and print what is wrong. Returns the exit status."""
     parser = Parser(prog="check.py", description="Read every byte of shard sets and say what is wrong and where.")
     parser.add_argument("dataset", nargs="+", type=locate, help="folder with a manifest.json, or its URL")
-    parser.add_argument("--jobs", type=int, default=len(os.sched_getaffinity(0)), help="cores (default: all)")
+    parser.add_argument("--jobs", type=positive, default=len(os.sched_getaffinity(0)), help="cores (default: all)")
     parser.add_argument("--rebuild-index", action="store_true", help="make the index again from the tars, then check")
     given = parser.parse_args(arguments)
-    if given.jobs < 1:
-        parser.error(f"argument --jobs: {given.jobs} is below 1")
-    if given.rebuild_index:
-        for root in given.dataset:
-            print(f"{root}: index made again for {rebuild_index(root).num_frames} frames")
-    outcomes = [(root, _check(root, given.jobs)) for root in given.dataset]
+    outcomes = [(root, _outcome(root, given)) for root in given.dataset]
     _print_table(outcomes)
-    for _, outcome in outcomes:
-        for problem in outcome.problems:
-            print(f"{problem.place}: {problem.found}; {problem.remedy}")
-    return BAD_DATA if any(outcome.problems for _, outcome in outcomes) else 0
+    lines = [line for _, outcome in outcomes for line in _problems(outcome)]
+    for line in lines:
+        print(line)
+    return BAD_DATA if lines else 0
+
+
+def _outcome(root: Location, given: Namespace) -> CheckedSet | DataError:
+    """What is wrong with a set, or why it cannot even be looked at; the other sets are checked all the same."""
+    try:
+        if given.rebuild_index:
+            print(f"{root}: index made again for {rebuild_index(root).num_frames} frames")
+        return _check(root, given.jobs)
+    except DataError as error:
+        return error
+
+
+def _problems(outcome: CheckedSet | DataError) -> list[str]:
+    if isinstance(outcome, DataError):
+        return [str(outcome)]
+    return [f"{problem.place}: {problem.found}; {problem.remedy}" for problem in outcome.problems]
 
 
 def _check(root: Location, jobs: int) -> CheckedSet:
@@ -55,9 +69,12 @@ def _check(root: Location, jobs: int) -> CheckedSet:
         return check_set(root, jobs, show)
 
 
-def _print_table(outcomes: list[tuple[Location, CheckedSet]]) -> None:
+def _print_table(outcomes: list[tuple[Location, CheckedSet | DataError]]) -> None:
     print(f"{'set':32} {'shards':>7} {'videos':>7} {'frames':>8} {'MB':>10} {'refused':>8} {'problems':>9}")
     for root, outcome in outcomes:
+        if isinstance(outcome, DataError):
+            print(f"{root.name:32} {'not a finished set':>47} {1:>9}")
+            continue
         manifest = outcome.manifest
         megabytes = sum(facts.bytes for facts in manifest.shards) / 1e6
         problems = len(outcome.problems) or "none"

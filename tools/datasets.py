@@ -33,7 +33,7 @@ from shards.sources import SOURCES
 from shards.stock_index import write_stock_indexes
 from shards.storage import Location, RemotePath, locate, remove_tree
 from tools.cli import Parser, run
-from tools.source_arguments import add_source_arguments, source_options
+from tools.source_arguments import add_source_arguments, arguments_of, positive, source_options, split_names
 
 # Holds the new videos of a set until they are part of it.
 APPEND_FOLDER = "appending"
@@ -60,7 +60,7 @@ def _parse(arguments: list[str]) -> Namespace:
     subset = commands.add_parser("subset", help="a view of some videos of a set; refers to its tars")
     subset.add_argument("dataset", help="folder or URL of the set")
     subset.add_argument("out", help="new folder or URL; its last part is the name of the view")
-    subset.add_argument("--split", nargs="+", action="extend", metavar="S", help="videos of these splits")
+    subset.add_argument("--split", type=split_names, action="extend", metavar="S", help="videos of this split (or a,b)")
     subset.add_argument("--list", help="file with the names of the videos, one a line")
     subset.add_argument("--fraction", type=float, help="share of these videos, 0..1")
     subset.add_argument("--seed", type=int, default=0, help="chooses which share (default: 0)")
@@ -82,11 +82,14 @@ def _add_append(append: ArgumentParser) -> None:
     append.add_argument("dataset", help="folder of the set")
     append.add_argument("kind", choices=sorted(SOURCES), help="layout of the source")
     append.add_argument("source", nargs="+", help="folder of the new videos, or its URL")
-    append.add_argument("--split", nargs="+", action="extend", metavar="S", help="splits to convert")
+    append.add_argument("--split", type=split_names, action="extend", metavar="S", help="split to convert (or a,b)")
     append.add_argument("--resolution", default="480p", help="folder below JPEGImages (default: 480p)")
-    append.add_argument("--jobs", type=int, default=len(os.sched_getaffinity(0)), help="cores (default: all)")
-    append.add_argument("--on-bad", choices=("stop", "skip"), default="stop", help="what to do about refused input")
+    append.add_argument("--jobs", type=positive, default=len(os.sched_getaffinity(0)), help="cores (default: all)")
+    append.add_argument(
+        "--on-bad", choices=("stop", "skip"), default="stop", help="at refused input: end it, or leave out its video"
+    )
     add_source_arguments(append)
+    append.set_defaults(parser=append)
 
 
 def _info(given: Namespace) -> None:
@@ -166,6 +169,8 @@ def _append(given: Namespace) -> None:
     if isinstance(root, RemotePath):
         raise ValueError(f"{root}: only local sets grow; merge makes a set of several anywhere")
     manifest = read_manifest(root)
+    with arguments_of(given.parser):
+        options = source_options(given)
     request = BuildRequest(
         kind=given.kind,
         sources=tuple(locate(source) for source in given.source),
@@ -177,10 +182,11 @@ def _append(given: Namespace) -> None:
         shard_size=manifest.shard_size,
         on_bad=given.on_bad,
         jobs=given.jobs,
-        options=source_options(given),
+        options=options,
     )
     if not (request.root / MANIFEST).is_file():  # else it was killed while linking
-        plan = make_plan(request)
+        with arguments_of(given.parser):
+            plan = make_plan(request)
         _require_fitting(root, manifest, request, plan)
         _build(request, plan)
     grown = append_set(root, request.root)

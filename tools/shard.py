@@ -39,7 +39,7 @@ from shards.sources import SOURCES
 from shards.storage import locate
 from shards.work import run_jobs
 from tools.cli import Parser, run
-from tools.source_arguments import add_source_arguments, source_options
+from tools.source_arguments import add_source_arguments, arguments_of, positive, source_options, split_names
 
 RESUME = "run the same command again to go on from the finished shards"
 
@@ -51,18 +51,26 @@ def main() -> None:
 
 def shard(arguments: list[str]) -> int:
     """Plan, build, summarise. Returns the exit status."""
-    given = _parse(arguments)
-    request = _request(given)
+    parser = _parser()
+    given = parser.parse_args(arguments)
+    if given.scheduler and given.engine != "dask":
+        parser.error("argument --scheduler: needs --engine dask")
     with TemporaryDirectory(prefix="vosforge-") as scratch:
-        return _run(given, request, Path(scratch))
+        with arguments_of(parser):
+            request, plan = _plan(given, Path(scratch))
+        return _run(given, request, plan)
 
 
-def _run(given: Namespace, request: BuildRequest, scratch: Path) -> int:
+def _plan(given: Namespace, scratch: Path) -> tuple[BuildRequest, Plan]:
+    request = _request(given)
     # A dry run, and looking whether a finished set is up to date, must leave nothing with the set.
     idle = given.dry_run or (request.root / MANIFEST).is_file()
     # Parts and the finish use the listing of the first of them: folders of millions of files are walked once.
     listing = read_listing(request) if given.part or given.finish else None
-    plan = make_plan(request, listing, scratch if idle else None)
+    return request, make_plan(request, listing, scratch if idle else None)
+
+
+def _run(given: Namespace, request: BuildRequest, plan: Plan) -> int:
     _print_plan(request, plan)
     if given.dry_run:
         _print_estimate(request, plan)
@@ -79,7 +87,7 @@ def _run(given: Namespace, request: BuildRequest, scratch: Path) -> int:
     return 0
 
 
-def _parse(arguments: list[str]) -> Namespace:
+def _parser() -> Parser:
     parser = Parser(prog="shard.py", description="Convert a data set into WebDataset tars with an index.")
     parser.add_argument("kind", choices=sorted(SOURCES), help="layout of the source")
     parser.add_argument(
@@ -87,14 +95,23 @@ def _parse(arguments: list[str]) -> Namespace:
     )
     parser.add_argument("out", help="folder that gets a folder with the shards, or its URL")
     parser.add_argument(
-        "--split", nargs="+", action="extend", metavar="S", help="splits to convert (default: every list with videos)"
+        "--split",
+        type=split_names,
+        action="extend",
+        metavar="S",
+        help="split to convert, or several: --split train,val or repeated (default: every list with videos)",
     )
     parser.add_argument("--name", help="name of the set and its folder (default: the kind)")
     parser.add_argument("--resolution", default="480p", help="folder below JPEGImages (default: 480p)")
-    parser.add_argument("--jobs", type=_positive, default=len(os.sched_getaffinity(0)), help="cores (default: all)")
+    parser.add_argument("--jobs", type=positive, default=len(os.sched_getaffinity(0)), help="cores (default: all)")
     parser.add_argument("--shard-size", type=_size, default="1GB", help="about how large a tar gets (default: 1GB)")
     parser.add_argument("--mask-codec", choices=MASK_CODECS, default="lz4", help="lz4: fast; png: for other readers")
-    parser.add_argument("--on-bad", choices=("stop", "skip"), default="stop", help="what to do about refused input")
+    parser.add_argument(
+        "--on-bad",
+        choices=("stop", "skip"),
+        default="stop",
+        help="at refused input: end the build, or leave out its video",
+    )
     parser.add_argument("--dry-run", action="store_true", help="print plan and estimate, write nothing")
     share = parser.add_mutually_exclusive_group()
     share.add_argument("--part", type=_part, metavar="I/N", help="make this share of the shards only, 1/N to N/N")
@@ -102,10 +119,7 @@ def _parse(arguments: list[str]) -> Namespace:
     parser.add_argument("--engine", choices=("local", "dask"), default="local", help="what runs the jobs")
     parser.add_argument("--scheduler", metavar="ADDRESS", help="of Dask (default: a cluster on this machine)")
     add_source_arguments(parser)
-    given = parser.parse_args(arguments)
-    if given.scheduler and given.engine != "dask":
-        parser.error("argument --scheduler: needs --engine dask")
-    return given
+    return parser
 
 
 def _request(given: Namespace) -> BuildRequest:
@@ -122,13 +136,6 @@ def _request(given: Namespace) -> BuildRequest:
         jobs=given.jobs,
         options=source_options(given),
     )
-
-
-def _positive(text: str) -> int:
-    number = int(text)
-    if number < 1:
-        raise ArgumentTypeError(f"{text} is below 1")
-    return number
 
 
 def _part(text: str) -> Part:
@@ -244,9 +251,11 @@ def _print_summary(result: BuildResult, seconds: float, *, built: bool) -> None:
     )
     if built:
         print(f"{seconds:.1f} s, {manifest.num_frames / seconds:.0f} frames/s, {num_bytes / 1e6 / seconds:.0f} MB/s")
-    reasons = Counter(
-        (finding.severity, finding.reason, finding.what_was_done) for finding in read_findings(result.root)
-    )
+    findings = read_findings(result.root)
+    dropped = {finding.video for finding in findings if finding.severity == "refused"}
+    if dropped:
+        print(f"{len(dropped)} videos left out because of refused input")
+    reasons = Counter((finding.severity, finding.reason, finding.what_was_done) for finding in findings)
     for (severity, reason, done), count in sorted(reasons.items()):
         print(f"{severity:9} {count:6} x {reason}: {done}")
     if reasons:

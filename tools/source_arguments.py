@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from argparse import ArgumentParser, Namespace
+from argparse import ArgumentParser, ArgumentTypeError, Namespace
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import get_args
 
+from shards.errors import DataError
 from shards.scaling import Rounding, Scaling
 from shards.sources.options import ANNOTATIONS, CHECKSUMS, DUPLICATES, MASK_READINGS, SourceOptions
 from shards.storage import locate
@@ -37,6 +40,32 @@ def add_source_arguments(parser: ArgumentParser) -> None:
     scaling.add_argument(
         "--jpeg-quality", type=int, default=75, metavar="Q", help="of scaled images (default: %(default)s)"
     )
+
+
+def split_names(text: str) -> list[str]:
+    """Splits of `train` or `train,val`, for an option that can be given several times (`action="extend"`)."""
+    names = [name.strip() for name in text.split(",")]
+    if not all(names):
+        raise ArgumentTypeError(f"{text!r} names no split; write train, or train,val")
+    return names
+
+
+def positive(text: str) -> int:
+    """A whole number of at least 1."""
+    if not text.strip().isascii() or not text.strip().isdigit() or int(text) < 1:
+        raise ArgumentTypeError(f"{text!r} is no whole number of at least 1")
+    return int(text)
+
+
+@contextmanager
+def arguments_of(parser: ArgumentParser) -> Iterator[None]:
+    """Arguments that cannot be, as only the source or the plan can tell, are bad usage like any other."""
+    try:
+        yield
+    except DataError:
+        raise
+    except ValueError as error:
+        parser.error(str(error))
 
 
 def source_options(given: Namespace) -> SourceOptions:

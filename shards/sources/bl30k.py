@@ -15,8 +15,8 @@ from pathlib import Path, PurePosixPath
 from shards.errors import DataError
 from shards.findings import Finding
 from shards.sources.folders import IMAGE_ENDINGS, is_frame_name, pair_frames, visible_files, visible_folders
-from shards.sources.lists import restrict, sound_names
-from shards.sources.tar_members import FOLDERS, index_tar, read_remarks, video_members, video_sizes
+from shards.sources.lists import restrict, video_folders
+from shards.sources.tar_members import FOLDERS, index_tar, read_remarks, tar_stamp, video_members, video_sizes
 from shards.sources.types import SourceFile, SourceRequest, SourceVideo, VideoSize
 from shards.storage import Location
 
@@ -35,11 +35,12 @@ _MAX_DEPTH = 4
 
 @dataclass(frozen=True, slots=True)
 class _Tar:
-    """A tar, its label in messages and the database of its members."""
+    """A tar, its label in messages, the database of its members, and its size and time of change as text."""
 
     path: Location
     label: str
     database: Path
+    changed: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +80,8 @@ class Bl30k:
         for tar in self.tars:
             for member in video_members(tar.database, name):
                 label = f"{tar.label}:{member.path}"
-                files[member.folder].append(SourceFile(tar.path, label, member.num_bytes, member.offset))
+                file = SourceFile(tar.path, label, member.num_bytes, member.offset, tar.changed)
+                files[member.folder].append(file)
         # Two files of one name are told apart by where they come from.
         images, masks = (sorted(files[folder], key=lambda file: file.name) for folder in FOLDERS)
         frames, findings = pair_frames(name, images, masks)
@@ -95,8 +97,8 @@ class Bl30k:
         return heapq.merge(*streams, *map(self._tree_files, self.trees), key=itemgetter(0))
 
     def _tree_files(self, tree: str) -> Iterator[tuple[str, str, str, int]]:
-        names = {name for folder in FOLDERS for name in visible_folders(self.root / _joined(tree, folder))}
-        for name in sound_names(sorted(names), tree, []):
+        folders = [_joined(tree, folder) for folder in FOLDERS]
+        for name in sorted({name for folder in folders for name in video_folders(self.root / folder, folder, [])}):
             for folder in FOLDERS:
                 label = _joined(tree, folder, name)
                 listed = visible_files(self.root / label, label)
@@ -121,12 +123,13 @@ def open_bl30k(request: SourceRequest) -> Bl30k:
         if path.is_dir():
             trees += _trees(path, label, _MAX_DEPTH)
         else:
-            tars.append(_Tar(path, label, _scratch(request) / f"{len(tars)}-{path.name}.members"))
+            database = _scratch(request) / f"{len(tars)}-{path.name}.members"
+            tars.append(_Tar(path, label, database, tar_stamp(path)))
     _index_all(tars, request)
     findings = [remark for tar in tars for remark in read_remarks(tar.database)]
     for tree in trees:
         for folder in FOLDERS:
-            sound_names(visible_folders(root / _joined(tree, folder)), _joined(tree, folder), findings)
+            video_folders(root / _joined(tree, folder), _joined(tree, folder), findings)
     source = Bl30k(root, tuple(trees), tuple(tars), tuple(findings))
     if (not trees and not tars) or next(source.sizes(), None) is None:
         raise DataError(

@@ -13,9 +13,9 @@ from shards.sources.lists import (
     VideoFolders,
     read_names,
     restrict,
-    sound_names,
     text_lists,
     unknown_video,
+    video_folders,
 )
 from shards.sources.types import SourceRequest
 from shards.storage import Location
@@ -59,7 +59,7 @@ def read_splits(
     folders: of lists, a later one winning over an earlier for a list of the same name. Raises DataError for a wanted
     list that is not there, or if no listed video is.
     """
-    videos = set(sound_names(visible_folders(root / images), images, findings))
+    videos = set(video_folders(root / images, images, findings))
     members: dict[str, list[str]] = {}
     for path in _list_files(root, folders, wanted):
         label = f"{path.parent.parent.name}/{path.parent.name}/{path.name}"

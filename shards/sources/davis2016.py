@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 
 from shards.errors import DataError
-from shards.findings import Finding
+from shards.findings import DROPPED, Finding
 from shards.sources.davis import read_splits
 from shards.sources.folders import frame_order, split_name, visible_files
 from shards.sources.lists import CHECK_LIST, FolderVideos, VideoFolders, read_lines, text_lists
@@ -55,7 +55,7 @@ class Davis2016:
                 mask = masks.get(listed.pairs[image])
                 frames.append(SourceFrame(split_name(image)[0], images[image], mask))
             else:
-                gone = Finding("refused", "no such frame", "the listed image", "none", CHECK_LIST, "frame dropped")
+                gone = Finding("refused", "no such frame", "the listed image", "none", CHECK_LIST, DROPPED)
                 findings.append(gone.at(f"{labels[0]}/{image}", name, split_name(image)[0]))
         unlisted = sorted(set(images) - set(listed.pairs))
         if unlisted:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from pathlib import PurePosixPath
 
-from shards.findings import Finding
+from shards.findings import DROPPED, Finding
 from shards.naming import frame_number
 from shards.sources.types import SourceFile, SourceFrame
 from shards.storage import Location
@@ -26,10 +26,14 @@ def is_dropping(name: str) -> bool:
 def visible_files(folder: Location, label: str) -> list[SourceFile]:
     """Files of a folder sorted by name, without hidden ones and droppings; [] if there is no folder.
 
+    What is neither file nor folder is among them, with its fault: it is refused where it would be read.
+
     label: of the folder, relative to the source.
     """
     return [
-        SourceFile(folder / entry.name, f"{label}/{entry.name}", entry.num_bytes)
+        SourceFile(
+            folder / entry.name, f"{label}/{entry.name}", entry.num_bytes, changed=entry.changed, fault=entry.fault
+        )
         for entry in list_entries(folder)
         if not entry.is_folder and not is_dropping(entry.name)
     ]
@@ -83,7 +87,7 @@ def unreadable_name(name: str) -> Finding | None:
     try:
         name.encode()
     except UnicodeEncodeError:
-        return Finding("refused", "name is not UTF-8", "UTF-8", ascii(name), "rename it", "ignored")
+        return Finding("refused", "name is not UTF-8", "UTF-8", ascii(name), "rename it", DROPPED)
     return None
 
 
@@ -120,7 +124,7 @@ def _numbered(
                 "one image for each frame number",
                 f"{number} also in {found[number][1].label}",
                 "remove one of the two",
-                "frame dropped",
+                DROPPED,
             )
             findings.append(twice.at(file.label, video, stem))
         else:

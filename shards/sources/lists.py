@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from shards.errors import DataError
-from shards.findings import Finding
+from shards.findings import DROPPED, Finding
 from shards.object_facts import Given, ObjectFacts
 from shards.sources.folders import (
     IMAGE_ENDINGS,
+    is_dropping,
     is_frame_name,
     pair_frames,
     printable,
@@ -19,8 +20,8 @@ from shards.sources.folders import (
     visible_files,
 )
 from shards.sources.options import MaskReading
-from shards.sources.types import Expected, SourceVideo, VideoSize
-from shards.storage import Location
+from shards.sources.types import MEND_LINK, Expected, SourceVideo, VideoSize
+from shards.storage import Location, list_folder
 
 CHECK_LIST = "check the list, or get the part of the data set it belongs to"
 
@@ -79,9 +80,15 @@ class FolderVideos:
 
 
 def text_lists(folder: Location) -> dict[str, Location]:
-    """Text files of a folder by their names without ending, sorted; hidden ones are passed over."""
-    files = visible_files(folder, folder.name)
-    return {split_name(file.name)[0]: file.path for file in files if split_name(file.name)[1] == ".txt"}
+    """Text files of a folder by their names without ending, sorted; hidden ones are passed over.
+
+    Raises DataError for a list that is a broken link or the like.
+    """
+    files = [file for file in visible_files(folder, folder.name) if split_name(file.name)[1] == ".txt"]
+    for file in files:
+        if file.fault:
+            raise DataError(file.path, expected="a list of videos", found=file.fault, remedy=MEND_LINK)
+    return {split_name(file.name)[0]: file.path for file in files}
 
 
 def read_names(path: Location, label: str, findings: list[Finding]) -> list[str]:
@@ -113,21 +120,23 @@ def read_lines(path: Location) -> list[str]:
 
 def unknown_video(label: str, name: str) -> Finding:
     """Refusal of a listed video that is not there."""
-    finding = Finding(
-        "refused", "no such video", "a folder of images", f"none for {name!r}", CHECK_LIST, "video dropped"
-    )
+    finding = Finding("refused", "no such video", "a folder of images", f"none for {name!r}", CHECK_LIST, DROPPED)
     return finding.at(label, name)
 
 
-def sound_names(names: Iterable[str], label: str, findings: list[Finding]) -> list[str]:
-    """Names of video folders that are UTF-8; the others are refused."""
+def video_folders(folder: Location, label: str, findings: list[Finding]) -> list[str]:
+    """Names of the folders of videos directly inside, sorted; refused are names that are not UTF-8 and broken links."""
     kept = []
-    for name in names:
-        refusal = unreadable_name(name)
-        if refusal is None:
-            kept.append(name)
-        else:
-            findings.append(refusal.at(printable(f"{label}/{name}"), printable(name)))
+    for entry in list_folder(folder):
+        if is_dropping(entry.name):
+            continue
+        refusal = unreadable_name(entry.name) if entry.is_folder or entry.fault else None
+        if entry.fault and refusal is None:
+            refusal = Finding("refused", "no regular file", "the folder of a video", entry.fault, MEND_LINK, DROPPED)
+        if refusal is not None:
+            findings.append(refusal.at(printable(f"{label}/{entry.name}"), printable(entry.name)))
+        elif entry.is_folder:
+            kept.append(entry.name)
     return kept
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from shards.errors import DataError
 from shards.findings import Finding
 from shards.sources.folders import IMAGE_ENDINGS, visible_folders
-from shards.sources.lists import FolderVideos, VideoFolders, restrict, sound_names
+from shards.sources.lists import FolderVideos, VideoFolders, restrict, video_folders
 from shards.sources.types import SourceRequest
 from shards.storage import Location
 
@@ -29,7 +29,7 @@ def open_folder(request: SourceRequest) -> FolderVideos:
     if request.splits is not None and set(request.splits) != {SPLIT}:
         raise ValueError(f"folder has the split {SPLIT!r}; name others by --list FILE")
     findings: list[Finding] = []
-    names = sound_names(visible_folders(root), ".", findings)
+    names = video_folders(root, ".", findings)
     for folder in (root, *((masks,) if masks is not None else ())):
         if not visible_folders(folder):
             raise DataError(

@@ -15,7 +15,7 @@ from pathlib import PurePosixPath
 from typing import NamedTuple
 
 from shards.errors import DataError
-from shards.findings import Finding
+from shards.findings import DROPPED, Finding
 from shards.sources.folders import (
     IMAGE_ENDINGS,
     MASK_ENDING,
@@ -107,6 +107,7 @@ def _pair(files: list[SourceFile], findings: list[Finding]) -> dict[str, _Still]
     """Images of one set by name, each with its mask: the same path but for ending, `_im`/`_gt`, folders of one role."""
     images: dict[str, SourceFile] = {}
     masks: dict[str, SourceFile] = {}
+    ambiguous: set[str] = set()
     holds: dict[PurePosixPath, set[bool]] = defaultdict(set)
     for file in files:
         holds[_folder(file)].add(split_name(file.name)[1] == MASK_ENDING)
@@ -123,10 +124,11 @@ def _pair(files: list[SourceFile], findings: list[Finding]) -> dict[str, _Still]
             key = _key(file, side_by_side=len(holds[_folder(file)]) == 2)
             other = group.setdefault(key, file)
             if other is not file:
-                twice = Finding("refused", "name twice", "one file", f"also {other.label}", _LOOK, "video dropped")
+                twice = Finding("refused", "name twice", "one file", f"also {other.label}", _LOOK, DROPPED)
                 findings.append(twice.at(file.label, key))
+                ambiguous.add(key)
     findings += [orphan_mask(key, mask) for key, mask in sorted(masks.items()) if key not in images]
-    return {key: _Still(image, masks.get(key)) for key, image in images.items()}
+    return {key: _Still(image, masks.get(key)) for key, image in images.items() if key not in ambiguous}
 
 
 _LOOK = "see whether a file is missing or misnamed"
@@ -148,11 +150,12 @@ def _key(file: SourceFile, side_by_side: bool) -> str:
 def _without_twins(stills: dict[str, _Still], duplicates: Duplicates, findings: list[Finding]) -> dict[str, _Still]:
     """Report images with the same bytes, and drop all but the first if so asked.
 
-    Only images of equal size are read. Those without a mask do not count: they are refused anyway.
+    Only images of equal size are read. Those without a mask, and links to nothing, do not count: they are refused
+    anyway.
     """
     by_size: dict[int, list[str]] = defaultdict(list)
     for name, still in stills.items():
-        if still.mask is None:
+        if still.mask is None or still.image.fault:
             continue
         by_size[still.image.num_bytes].append(name)
     first: dict[bytes, str] = {}
@@ -160,7 +163,7 @@ def _without_twins(stills: dict[str, _Still], duplicates: Duplicates, findings: 
     for name in sorted(name for names in by_size.values() if len(names) > 1 for name in names):
         other = first.setdefault(hashlib.sha256(stills[name].image.path.read_bytes()).digest(), name)
         if other != name:
-            done = "kept" if duplicates == "keep" else "video dropped"
+            done = "kept" if duplicates == "keep" else DROPPED
             remedy = "--duplicates drop leaves the later ones out"
             twin = Finding("warning", "same image twice", "other pixels", f"those of {other}", remedy, done)
             findings.append(twin.at(stills[name].image.label, name))

@@ -63,7 +63,7 @@ def index_tar(
     set by another thread, ends the walk with InterruptedError. Raises DataError for a compressed, damaged, cut off or
     altered tar.
     """
-    stamp = _stamp(tar, md5)
+    stamp = json.dumps([_VERSION, tar_stamp(tar), md5])
     if database.is_file() and _read_stamp(database) == stamp:
         return
     logger.info("%s: reading %s", tar, "headers" if md5 is None else "all of it, for its MD5")
@@ -84,6 +84,14 @@ def index_tar(
         temporary.replace(database)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def tar_stamp(tar: Location) -> str:
+    """Size and time of change of a tar. Raises DataError if there is none."""
+    size = file_size(tar)
+    if size is None:
+        raise DataError(tar, expected="a tar of the data set", found="no such file", remedy="correct the path")
+    return f"{size} {tar.stat().st_mtime_ns if isinstance(tar, Path) else 0}"
 
 
 def read_remarks(database: Path) -> list[Finding]:
@@ -283,15 +291,6 @@ def _require_plain(block: bytes, tar: Location) -> None:
 
 def _broken(tar: Location, found: str) -> DataError:
     return DataError(tar, expected="a whole tar", found=found, remedy="download it again, or go on with its download")
-
-
-def _stamp(tar: Location, md5: str | None) -> str:
-    """What tells whether a database belongs to this tar as it is now."""
-    size = file_size(tar)
-    if size is None:
-        raise DataError(tar, expected="a tar of the data set", found="no such file", remedy="correct the path")
-    changed = tar.stat().st_mtime_ns if isinstance(tar, Path) else 0
-    return json.dumps([_VERSION, size, changed, md5])
 
 
 def _read_stamp(database: Path) -> str | None:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
+import hashlib
+import json
 import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -9,12 +12,14 @@ from pathlib import Path, PurePosixPath
 from typing import Literal, NamedTuple, Protocol
 
 from shards.findings import Finding, RefusedError
-from shards.object_facts import Given, ObjectFacts
+from shards.object_facts import Given, ObjectFacts, encode_object_facts
 from shards.sources.options import MaskReading, SourceOptions
 from shards.storage import Location, RemotePath, read_range
 
 # No image or mask of any data set comes near; a damaged or malicious header must not fill the memory.
 MAX_FILE_BYTES = 1 << 28
+
+MEND_LINK = "restore the file, or correct the link"
 
 # all: a mask for each frame, or for the first alone. some: sparse by design. none: there need not be any.
 Expected = Literal["all", "some", "none"]
@@ -22,12 +27,18 @@ Expected = Literal["all", "some", "none"]
 
 @dataclass(frozen=True, slots=True)
 class SourceFile:
-    """One file to read, or the part of a tar that is one. label: its path relative to the source, for messages."""
+    """One file to read, or the part of a tar that is one.
+
+    label: its path relative to the source, for messages. offset: in the tar at `path`; None: the file is `path` itself.
+    changed: time of its last change or the like; another one means other bytes. fault: why it cannot be read, `a FIFO`.
+    """
 
     path: Location
     label: str
     num_bytes: int
-    offset: int | None = None  # in the tar at `path`; None: the file is `path` itself
+    offset: int | None = None
+    changed: str = ""
+    fault: str = ""
 
     @property
     def name(self) -> str:
@@ -35,7 +46,9 @@ class SourceFile:
         return PurePosixPath(self.label).name
 
     def read(self) -> bytes:
-        """All its bytes. Raises RefusedError if it is absurdly large, or cut off inside a tar."""
+        """All its bytes. Raises RefusedError if it is absurdly large, no regular file, or cut off inside a tar."""
+        if self.fault:
+            raise RefusedError("no regular file", expected="a regular file", found=self.fault, remedy=MEND_LINK)
         if self.num_bytes > MAX_FILE_BYTES:
             raise RefusedError(
                 "absurd size",
@@ -94,6 +107,18 @@ class SourceVideo:
     still: bool = False
     objects: Mapping[int, ObjectFacts] = field(default_factory=dict)
     given: Given = "all"
+
+    def stamp(self) -> bytes:
+        """What tells, without reading a file, whether it is still the same video: SHA-256, 32 bytes."""
+        files = [file for frame in self.frames for file in (frame.image, frame.mask) if file is not None]
+        seen = {
+            "name": self.name,
+            "splits": self.splits,
+            "files": [(file.label, file.num_bytes, file.changed, file.fault) for file in files],
+            "findings": [dataclasses.asdict(finding) for finding in self.findings],
+            "objects": encode_object_facts(self.objects),
+        }
+        return hashlib.sha256(json.dumps(seen, sort_keys=True).encode()).digest()
 
 
 class VideoSize(NamedTuple):

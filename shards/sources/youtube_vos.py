@@ -7,10 +7,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from shards.errors import DataError
-from shards.findings import Finding
+from shards.findings import DROPPED, Finding
 from shards.object_facts import Given, ObjectFacts
-from shards.sources.folders import visible_folders
-from shards.sources.lists import FolderVideos, VideoFolders, restrict, sound_names, unknown_video
+from shards.sources.lists import FolderVideos, VideoFolders, restrict, unknown_video, video_folders
 from shards.sources.types import SourceRequest
 from shards.storage import Location
 
@@ -39,7 +38,7 @@ def open_youtube_vos(request: SourceRequest) -> FolderVideos:
         for name, place in _places(root, split, findings).items():
             if name in places:
                 twice = Finding(
-                    "refused", "video in two splits", "each video once", places[name].images, _PACKAGE, "video dropped"
+                    "refused", "video in two splits", "each video once", places[name].images, _PACKAGE, DROPPED
                 )
                 findings.append(twice.at(place.images, name))
             else:
@@ -80,7 +79,7 @@ def _places(root: Location, split: str, findings: list[Finding]) -> dict[str, Vi
     images = images_folder(root, split)
     listed = read_meta(root / plain / "meta.json")
     label = f"{plain}/meta.json"
-    names = sound_names(visible_folders(root / images), images, findings)
+    names = video_folders(root / images, images, findings)
     findings += [unknown_video(label, name) for name in sorted(set(listed) - set(names))]
     given: Given = "all" if plain == "train" else "first"
     places = {}
@@ -97,11 +96,11 @@ def _places(root: Location, split: str, findings: list[Finding]) -> dict[str, Vi
 
 def read_meta(path: Location) -> dict[str, dict[int, ObjectFacts]]:
     """Objects of every video that meta.json lists, by video name and id. Raises DataError for anything else."""
+    if not path.is_file():
+        raise DataError(path, expected="meta.json of the split", found="none", remedy=_PACKAGE)
     try:
         videos = json.loads(path.read_bytes())["videos"]
         return {name: _objects(entry) for name, entry in videos.items()}
-    except FileNotFoundError:
-        raise DataError(path, expected="meta.json of the split", found="none", remedy=_PACKAGE) from None
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise DataError(
             path,

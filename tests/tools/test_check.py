@@ -34,6 +34,13 @@ def test_damage_gives_place_and_status_1(root, capsys):
     assert f"{shard}: " in printed and "video bear, frame 00000" in printed
 
 
+def test_a_folder_that_is_no_set_does_not_keep_the_others_from_being_checked(root, tmp_path, capsys):
+    assert check([str(tmp_path / "nothing"), str(root), "--jobs", "1"]) == 1
+    printed = capsys.readouterr().out
+    assert f"{tmp_path / 'nothing' / 'manifest.json'}: expected the manifest of a finished shard set" in printed
+    assert [line.split()[-1] for line in printed.splitlines()[1:3]] == ["1", "none"]
+
+
 def test_the_index_is_made_again_on_request(root, capsys):
     sound = (root / "index/frames.arrow").read_bytes()
     (root / "index/frames.arrow").unlink()

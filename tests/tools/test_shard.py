@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 
 from shards.errors import DataError
+from shards.manifest import read_manifest
 from shards.reader import ShardSet
 from tests.shards.small_tree import files_of, label_maps, write_tree
 from tools.shard import shard
@@ -52,6 +53,12 @@ def test_the_arguments_reach_the_build(tree, tmp_path):
         assert shard_set.manifest.splits == {"train": 1}
 
 
+@pytest.mark.parametrize("given", [["--split", "train,val"], ["--split", "train", "--split", "val"]])
+def test_splits_before_the_paths_do_not_swallow_them(tree, tmp_path, given):
+    assert shard(["davis2017", *given, str(tree), str(tmp_path), "--jobs", "1"]) == 0
+    assert read_manifest(tmp_path / "davis2017").splits == {"train": 1, "val": 1}
+
+
 def test_a_dry_run_writes_nothing(tree, tmp_path, capsys):
     assert shard(["davis2017", str(tree), str(tmp_path / "out"), "--dry-run"]) == 0
     assert "1 shards in" in capsys.readouterr().out and not (tmp_path / "out").exists()
@@ -69,7 +76,8 @@ def test_refused_input_is_counted_by_reason(tree, tmp_path, capsys):
     (tree / "Annotations/480p/bear/00001.png").write_bytes(b"")
     assert shard(["davis2017", str(tree), str(tmp_path / "out"), "--on-bad", "skip", "--jobs", "1"]) == 0
     printed = capsys.readouterr().out
-    assert "refused        1 x empty file: mask dropped" in printed and "rejected.jsonl" in printed
+    assert "1 videos left out because of refused input" in printed
+    assert "refused        1 x empty file: video dropped" in printed and "rejected.jsonl" in printed
 
 
 @pytest.mark.parametrize(
@@ -78,7 +86,11 @@ def test_refused_input_is_counted_by_reason(tree, tmp_path, capsys):
         (["davis2018", "a", "b"], "davis2017"),
         (["davis2017", "a"], "out"),
         (["davis2017", "a", "b", "--shard-size", "big"], "'big' is no size; write 1GB"),
-        (["davis2017", "a", "b", "--jobs", "0"], "0 is below 1"),
+        (["davis2017", "a", "b", "--jobs", "0"], "'0' is no whole number of at least 1"),
+        (["davis2017", "a", "b", "--jobs", "x"], "argument --jobs: 'x' is no whole number of at least 1"),
+        (["davis2017", "a", "b", "--name", "../x"], "name '../x' may hold letters"),
+        (["davis2017", "a", "b", "c"], "davis2017 takes one source folder, not 2"),
+        (["davis2017", "a", "b", "--split", "train,"], "'train,' names no split"),
         (["davis2017", "a", "b", "--on-bad", "ignore"], "stop"),
         (["davis2017", "a", "b", "--part", "3/2"], "'3/2' is no part; write 3/16"),
         (["davis2017", "a", "b", "--part", "1/2", "--finish"], "not allowed with"),

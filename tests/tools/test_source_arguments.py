@@ -44,10 +44,11 @@ def test_a_scaled_set_is_built_and_says_so(tmp_path, capsys):
     assert manifest["options"]["scaling"]["shorter_side"] == 20
 
 
-def test_options_of_other_kinds_are_refused_by_name(tmp_path):
+def test_options_of_other_kinds_are_bad_usage_by_name(tmp_path, capsys):
     tree = write_tree(tmp_path / "tree", {"one": label_maps(3, (1,))})
-    with pytest.raises(ValueError, match="--md5 means nothing for davis2017"):
+    with pytest.raises(SystemExit) as caught:
         shard(["davis2017", str(tree), str(tmp_path / "out"), "--md5", "skip"])
+    assert caught.value.code == 2 and "--md5 means nothing for davis2017" in capsys.readouterr().err
 
 
 def test_a_dry_run_over_tars_leaves_nothing_behind(tmp_path, capsys):
