@@ -127,8 +127,7 @@ def segment_to_folder(
 
     on_frame is called as each is handed to the writer; what it raises ends the video.
     """
-    started, clock = time.perf_counter(), ModelClock()
-    palette = source.palette(plan.video)
+    started, clock, palette = time.perf_counter(), ModelClock(), source.palette(plan.video)
     (folder / plan.video).mkdir(parents=True, exist_ok=True)
     remove_unfinished(folder / plan.video)
     with ThreadPoolExecutor(1) as reader, ThreadPoolExecutor(1) as writer:

@@ -24,9 +24,11 @@ EPOCH = (1980, 1, 1, 0, 0, 0)
 def write_submission(path: Path, folder: Path, plans: Sequence[VideoPlan], prefix: str = ".") -> int:
     """Write `<prefix>/<video>/<frame>.png` of every frame the benchmark may score; returns how many.
 
-    folder: holds <video>/<frame>.png. PNGs are stored as they are. Raises DataError for a frame that has no file.
+    folder: holds <video>/<frame>.png. PNGs are stored as they are, missing folders above `path` are made. Raises
+    DataError for a frame that has no file.
     """
     files = [(plan, frame) for plan in plans for frame in plan.submitted]
+    path.parent.mkdir(parents=True, exist_ok=True)
     with replacing(path) as target, zipfile.ZipFile(target, "w", zipfile.ZIP_STORED) as archive:
         for plan, frame in files:
             source = result_path(folder, plan, frame)
