@@ -6,12 +6,16 @@ Several processes: `torchrun --standalone --nproc-per-node=2 tools/train.py CONF
 from __future__ import annotations
 
 if __name__ == "__main__":
+    import os
     import signal
     import sys
     from pathlib import Path
 
     sys.path[0] = str(Path(__file__).resolve().parent.parent)  # replaced: tools/ must not shadow installed modules
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C during the imports below ends quietly; run() takes it over
+    if "RANK" not in os.environ:  # torchrun's processes die of signals until they have found each other
+        for number in (signal.SIGTERM, signal.SIGUSR1):
+            signal.signal(number, lambda *_: os._exit(75))  # nothing has begun: STOPPED_STATUS; train() takes them over
 
 import logging
 import os
@@ -66,7 +70,7 @@ def _train_with_bar(config: Config, *, resume: bool) -> Outcome:
 
 
 def _last_words(outcome: Outcome) -> str:
-    place = f"after step {outcome.step} of {outcome.steps}; newest checkpoint {outcome.checkpoint}"
+    place = f"after step {outcome.step} of {outcome.steps}; newest checkpoint {outcome.checkpoint or 'none'}"
     if outcome.ending is Ending.FINISHED:
         return f"finished {place}"
     return f"{outcome.ending.value} {place}; go on with the same command and --resume"

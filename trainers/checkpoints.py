@@ -89,8 +89,8 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint, *, keep: int) -> Path:
 
 def list_checkpoints(folder: Path) -> list[Path]:
     """Checkpoint files in `folder`, the one with the most steps first."""
-    paths = [path for path in folder.glob(PATTERN) if _step_of(path) is not None]
-    return sorted(paths, key=lambda path: _step_of(path) or 0, reverse=True)
+    paths = [path for path in folder.glob(PATTERN) if step_of(path) is not None]
+    return sorted(paths, key=lambda path: step_of(path) or 0, reverse=True)
 
 
 def read_checkpoint(path: Path) -> Checkpoint:
@@ -179,6 +179,7 @@ def _is_free(key: str) -> bool:
     return key in FREE_KEYS or (".data." in key and key.endswith(".path"))
 
 
-def _step_of(path: Path) -> int | None:
+def step_of(path: Path) -> int | None:
+    """The steps in the name of a checkpoint file; None for another name."""
     digits = path.stem.removeprefix("checkpoint-")
     return int(digits) if digits.isdecimal() else None

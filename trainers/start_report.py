@@ -12,6 +12,7 @@ from models import Rde
 from pipelines.source import ClipSource
 from shards.storage import write_bytes
 from trainers.config import Config, Stage, as_plain
+from trainers.journal import read_journal
 from trainers.provenance import package_folders
 from trainers.stages import Place, executor_name, precision_on
 
@@ -50,6 +51,8 @@ def describe_start(
     logger.info("%s", yaml.safe_dump(plain, sort_keys=False, width=200).rstrip())
     logger.info("config (%s):\n%s", config.folder / "config.yaml", text.rstrip())
     _warn_of_precision(config, place)
+    if step:
+        _warn_of_executor(config, executor_name(config, place.device))
     return record
 
 
@@ -70,3 +73,11 @@ def _warn_of_precision(config: Config, place: Place) -> None:
         used = precision_on(place.device, stage.precision)
         if used != stage.precision:
             logger.warning("stage %s: no %s on %s, training in %s", stage.name, stage.precision, place.device, used)
+
+
+def _warn_of_executor(config: Config, executor: str) -> None:
+    """Say when a run goes on with other pixels: `auto` follows the device, which may change between its parts."""
+    before = next((r["executor"] for r in reversed(read_journal(config.folder)) if "executor" in r), executor)
+    if before != executor:
+        text = "pixels come from the executor %s now, and came from %s; give executor=%s for the same ones"
+        logger.warning(text, executor, before, before)

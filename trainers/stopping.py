@@ -15,27 +15,40 @@ INTERRUPTED_STATUS = 130
 """The same after Ctrl-C, as shells have it."""
 
 
-class StopRequest:
-    """Which signals have arrived. `requested` and `interrupted` turn True once and stay."""
+class StoppedAtOnce(BaseException):
+    """SIGTERM or SIGUSR1 while there was nothing to save. No Exception: code that mends errors must let it pass."""
 
-    def __init__(self) -> None:
+
+class StopRequest:
+    """Which signals have arrived. `requested` and `interrupted` turn True once and stay.
+
+    at_once: while True, a signal ends what is being done where it stands, by StoppedAtOnce or KeyboardInterrupt.
+    """
+
+    def __init__(self, *, at_once: bool = False) -> None:
         self.requested = False
         self.interrupted = False
+        self.at_once = at_once
 
     def handle(self, number: int, _frame: FrameType | None) -> None:
         """Note the signal. A second Ctrl-C does not wait for the step to end."""
         if number == signal.SIGINT:
-            if self.interrupted:
+            if self.interrupted or self.at_once:
                 raise KeyboardInterrupt
             self.interrupted = True
+        elif self.at_once:
+            raise StoppedAtOnce
         else:
             self.requested = True
 
 
 @contextmanager
-def catch_stop_signals() -> Iterator[StopRequest]:
-    """Note SIGTERM, SIGUSR1 and SIGINT for the length of the block. Outside the main thread nothing is caught."""
-    request = StopRequest()
+def catch_stop_signals(*, at_once: bool = False) -> Iterator[StopRequest]:
+    """Note SIGTERM, SIGUSR1 and SIGINT for the length of the block. Outside the main thread nothing is caught.
+
+    at_once: what the request begins with; set its `at_once` to False when there is something to save.
+    """
+    request = StopRequest(at_once=at_once)
     if threading.current_thread() is not threading.main_thread():
         yield request
         return

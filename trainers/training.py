@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ import torch
 from models import Rde, build
 from models.layers import use_channels_last
 from models.released import advance, start_from
+from shards.locks import hold_alone
 from trainers.checkpoints import (
     Checkpoint,
     list_checkpoints,
@@ -22,6 +23,7 @@ from trainers.checkpoints import (
     read_newest,
     refuse_another_run,
     save_checkpoint,
+    step_of,
 )
 from trainers.config import Config, ConfigError, as_plain
 from trainers.distributed import (
@@ -38,7 +40,7 @@ from trainers.loop import Ending, Hooks, StageRun, train_stage
 from trainers.provenance import read_versions
 from trainers.stages import Place, open_sources, open_stage
 from trainers.start_report import describe_start
-from trainers.stopping import StopRequest, catch_stop_signals
+from trainers.stopping import StoppedAtOnce, StopRequest, catch_stop_signals
 
 logger = logging.getLogger(__name__)
 
@@ -50,7 +52,7 @@ class Outcome:
     ending: Ending
     step: int
     steps: int
-    checkpoint: Path
+    checkpoint: Path | None  # None: stopped before there was one
 
 
 @dataclass
@@ -71,16 +73,32 @@ def train(config: Config, *, resume: bool = False, on_step: Callable[[int, float
     """Run the stages of `config` from the start, or with `resume` from the newest checkpoint in its folder, if any.
 
     One process, or one of several started by torchrun. Sets torch's number of threads for this process. SIGTERM and
-    SIGUSR1 end the step, save and return Ending.STOPPED; Ctrl-C does the same with Ending.INTERRUPTED.
+    SIGUSR1 end the step, save and return Ending.STOPPED; Ctrl-C does the same with Ending.INTERRUPTED. Before the first
+    step there is nothing to save: the former end the preparations at once, the latter raises KeyboardInterrupt.
     on_step(step, loss) is called after every update with the loss of the global batch.
-    Raises ConfigError for a run that is there already or another one's checkpoint, DataError for bad data, ValueError
-    for numbers that do not fit, NonFiniteLossError.
+    Raises ConfigError for a run that is there already or under way and for another one's checkpoint, DataError for bad
+    data, ValueError for numbers that do not fit, NonFiniteLossError.
     """
+    alone = read_ranks(os.environ).world_size == 1
+    try:
+        with catch_stop_signals(at_once=True) if alone else nullcontext() as stop:
+            return _train(config, resume=resume, on_step=on_step or _ignore, stop=stop)
+    except StoppedAtOnce:
+        newest = next(iter(list_checkpoints(config.folder)), None)
+        step = 0 if newest is None else step_of(newest) or 0
+        return Outcome(Ending.STOPPED, step, sum(stage.steps for stage in config.stages), newest)
+
+
+def _train(
+    config: Config, *, resume: bool, on_step: Callable[[int, float], object], stop: StopRequest | None
+) -> Outcome:
     ranks = read_ranks(os.environ)
     device = choose_device(config.device, ranks)
     place = Place(ranks, device, share_threads(config.threads, ranks, device))
     torch.set_num_threads(place.threads.compute)
     with ExitStack() as stack:
+        if ranks.is_first:
+            stack.enter_context(_hold_folder(config.folder))
         found = _find_start(config, resume=resume)
         sources = open_sources(config, stack)
         fingerprints = [[entry.dataset.fingerprint for entry in source.mix.entries] for source in sources]
@@ -94,10 +112,12 @@ def train(config: Config, *, resume: bool = False, on_step: Callable[[int, float
         journal = None
         if ranks.is_first:
             journal = stack.enter_context(Journal(config.folder, step=step, tensorboard=config.tensorboard))
-        stop = stack.enter_context(catch_stop_signals())
-        run = _Run(config, place, model, fingerprints, on_step or _ignore, stop, journal)
+        if stop is None:  # no sooner: meeting the other ranks is a wait in native code, where no handler gets a turn
+            stop = stack.enter_context(catch_stop_signals())
+        run = _Run(config, place, model, fingerprints, on_step, stop, journal)
         if journal is not None:
             journal.write(describe_start(config, place, sources, model, step=step, versions=run.versions))
+        stop.at_once = False
         return _run_stages(run, sources, checkpoint)
 
 
@@ -172,6 +192,16 @@ def _saver(run: _Run, stage: StageRun) -> Callable[[int], object]:
         run.journal.write({"kind": "checkpoint", "step": step, "path": path.name})
 
     return save
+
+
+@contextmanager
+def _hold_folder(folder: Path) -> Iterator[None]:
+    """Be the only run that writes into a folder; a lock of the system, which ends with the process however it ends."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with hold_alone(folder) as held:
+        if not held:
+            raise ConfigError(folder, "another run is at work here", remedy="wait, stop it, or give output=FOLDER")
+        yield
 
 
 def _find_start(config: Config, *, resume: bool) -> tuple[Path, Checkpoint] | None:

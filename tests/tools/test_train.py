@@ -76,6 +76,22 @@ def test_a_signal_saves_and_exits_with_its_own_status(
     assert "Traceback" not in errors
 
 
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+def test_a_signal_before_anything_has_begun_ends_with_status_75(
+    config: Path, tmp_path: Path, number: signal.Signals
+) -> None:
+    command = [COMMAND[0], "-X", "importtime", COMMAND[1], str(config), f"output={tmp_path}"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert process.stderr is not None
+    # tqdm is the first package the tool imports; torch, which takes seconds, comes after it.
+    assert any("tqdm.version" in line for line in process.stderr)
+    process.send_signal(number)
+    _, errors = process.communicate()
+    assert process.returncode == 75
+    assert "Traceback" not in errors
+    assert not list(tmp_path.glob("checkpoint-*"))
+
+
 def test_a_run_goes_to_runs_under_the_configs_name(config: Path, tmp_path: Path) -> None:
     text = config.read_text().replace("name: run\n", "")
     (tmp_path / "mine.yaml").write_text(text)

@@ -6,6 +6,7 @@ import json
 import logging
 import os
 import signal
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,12 +16,13 @@ import torch
 import yaml
 
 from shards.errors import DataError
+from shards.locks import hold_alone
 from tests.trainers.small_runs import assert_equal_states, build_shards, plain_config, small_config, two_stages
 from trainers.checkpoints import list_checkpoints, load_model, read_checkpoint
 from trainers.config import ConfigError, make_config
 from trainers.journal import FILE_NAME, read_journal
 from trainers.loop import Ending, NonFiniteLossError
-from trainers.training import position_of, train
+from trainers.training import Outcome, position_of, train
 
 
 @pytest.fixture(scope="module")
@@ -66,6 +68,55 @@ def test_a_stopped_and_resumed_run_equals_one_run_bit_for_bit(
     assert (second.ending, second.step) == (Ending.FINISHED, 6)
     assert losses == whole_run[1][3:]
     assert_equal_states(tmp_path / "run" / "checkpoint-6.pt", whole_run[0] / "checkpoint-6.pt")
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+def test_a_signal_before_the_first_step_ends_the_preparations_at_once(
+    shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: signal.Signals
+) -> None:
+    config = small_config(shards, tmp_path / "run")
+
+    def open_and_be_stopped(*_: object) -> None:
+        os.kill(os.getpid(), number)
+        time.sleep(60)
+        raise AssertionError("the signal was not answered")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("trainers.training.open_sources", open_and_be_stopped)
+        assert train(config) == Outcome(Ending.STOPPED, 0, 6, None)
+    assert train(config, on_step=stop_after(1, number)).step == 2
+    with monkeypatch.context() as patch:
+        patch.setattr("trainers.training.open_sources", open_and_be_stopped)
+        outcome = train(config, resume=True)
+    assert outcome == Outcome(Ending.STOPPED, 2, 6, config.folder / "checkpoint-2.pt")
+
+
+def test_a_second_run_in_a_folder_at_work_is_refused(shards: Path, tmp_path: Path) -> None:
+    config = small_config(shards, tmp_path)
+    with hold_alone(tmp_path) as held:
+        assert held
+        for resume in (False, True):
+            with pytest.raises(ConfigError, match=r"another run is at work here; wait, stop it, or give output=FOLDER"):
+                train(config, resume=resume)
+    assert not list_checkpoints(tmp_path)
+
+    def refuse_a_second(_step: int, _loss: float) -> None:
+        with pytest.raises(ConfigError, match="another run is at work here"):
+            train(config, resume=True)
+
+    assert train(config, on_step=refuse_a_second).ending is Ending.FINISHED
+
+
+def test_going_on_with_another_executor_is_said(shards: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    config = small_config(shards, tmp_path)
+    train(config, on_step=stop_after(1, signal.SIGTERM))
+    path = tmp_path / FILE_NAME
+    path.write_text(path.read_text().replace('"executor": "cpu"', '"executor": "dali"', 1))
+    train(config, resume=True, on_step=stop_after(3, signal.SIGTERM))
+    message = "pixels come from the executor cpu now, and came from dali; give executor=dali for the same ones"
+    assert caplog.text.count(message) == 1
+    train(config, resume=True)
+    assert caplog.text.count(message) == 1
 
 
 def test_reporting_and_saving_do_not_touch_the_result(
