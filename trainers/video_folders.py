@@ -123,8 +123,8 @@ class YoutubeVosFolder:
     def select(self, split: str) -> tuple[str, ...]:
         """Videos that meta.json lists, else those that have masks. Raises DataError for another split than this."""
         if split != self.split:
-            found = f"opened for split {self.split}"
-            raise DataError(self.root, expected=f"split {split!r}", found=found, remedy="open that split")
+            found = f"{self.split}, opened out of {', '.join(self.splits)}"
+            raise DataError(self.root, expected=f"split {split!r}", found=found, remedy="name one of these splits")
         return tuple(sorted(self._facts())) or tuple(visible_folders(self._masks))
 
     def frame_names(self, video: str) -> tuple[str, ...]:
