@@ -22,7 +22,7 @@ import torch
 from PIL import Image
 
 from pipelines.benchmark import ClipTiming, describe_machine, time_clips
-from pipelines.build_benchmark import BuildTiming, time_build
+from pipelines.build_benchmark import BuildMeasure, BuildTiming, derived_hours, time_build
 from pipelines.executors import EXECUTORS
 from pipelines.recipes.rde import RdeVideo
 from pipelines.sampling import MixEntry
@@ -55,7 +55,9 @@ def benchmark(arguments: list[str]) -> int:
     with tempfile.TemporaryDirectory(prefix="benchmark-", dir=options.scratch) as folder:
         result, table = BENCHMARKS[options.what](options, Path(folder))
     machine, versions = describe_machine(), read_versions()
-    print(f"{machine['processor']}, {machine['cores']} cores; commit {versions['commit'][:12]}; CPU time, medians\n")
+    print(
+        f"{machine['processor']}, {machine['cores']} cores; commit {versions['commit'][:12]}; CPU time but where it says wall, medians\n"
+    )
     print(table)
     if options.json is not None:
         report = {"benchmark": options.what, "machine": machine, "versions": versions, "result": result}
@@ -77,8 +79,13 @@ def _parse(arguments: list[str]) -> Namespace:
     scoring = commands.add_parser("scoring", help="milliseconds per scored object and frame")
     scoring.add_argument("truth", type=Path, nargs="?", help="folder in the DAVIS layout (default: moving shapes)")
     scoring.add_argument("results", type=Path, nargs="?", help="folder of <video>/<frame>.png")
-    shards = commands.add_parser("build", help="megabytes of source per second and core when building shards")
-    shards.add_argument("source", type=Path, nargs="?", help="folder in the DAVIS layout (default: moving shapes)")
+    shards = commands.add_parser("build", help="building shards from tars like BL30K's, beside tar cf and webdataset")
+    shards.add_argument(
+        "source", type=Path, nargs="?", help="DAVIS folder whose frames fill them (default: moving shapes)"
+    )
+    shards.add_argument("--videos", type=int, default=8, help="videos of the tars (default: %(default)s)")
+    shards.add_argument("--frames", type=int, default=40, help="frames of each video (default: %(default)s)")
+    shards.add_argument("--processes", type=int, default=2, help="besides one (default: %(default)s)")
     shards.add_argument("--mask-codec", choices=MASK_CODECS, default="lz4", help="default: %(default)s")
     steps = commands.add_parser("step", help="RDE's training step beside its published structure")
     steps.add_argument(
@@ -98,8 +105,10 @@ def _parse(arguments: list[str]) -> Namespace:
     options = parser.parse_args(arguments)
     if options.what == "scoring" and (options.truth is None) != (options.results is None):
         parser.error("give both TRUTH and RESULTS or neither")
-    if min(vars(options).get("clips", 1), vars(options).get("rounds", 1)) < 1:
-        parser.error("--clips and --rounds must be at least 1")
+    numbers = ("clips", "rounds", "videos", "frames", "processes")
+    if min(vars(options).get(name, 1) for name in numbers) < 1:
+        given = [f"--{name}" for name in numbers if name in vars(options)]
+        parser.error(f"{' and '.join(given)} must be at least 1")
     return options
 
 
@@ -162,23 +171,40 @@ def _measure_build(options: Namespace, scratch: Path) -> tuple[dict[str, object]
     source = options.source
     if source is None:
         write_moving_shapes(source := scratch / "davis", FULL_SIZE)
-    timing = time_build(source, scratch / "build", mask_codec=options.mask_codec, rounds=options.rounds)
-    return asdict(timing) | {"mask_codec": options.mask_codec}, _build_table(timing)
+    measure = BuildMeasure(
+        source, options.videos, options.frames, options.mask_codec, options.rounds, options.processes
+    )
+    timing = time_build(measure, scratch / "build")
+    hours = {machines: derived_hours(timing, machines, _cores(), options.processes) for machines in (1, 16)}
+    result = asdict(timing) | {"mask_codec": options.mask_codec, "bl30k_hours_by_bytes_and_frames": hours}
+    return result, f"{_build_table(timing)}\n\n{_hours_table(hours)}"
+
+
+def _cores() -> int:
+    return int(describe_machine()["cores"])
 
 
 def _build_table(timing: BuildTiming) -> str:
-    rows = {
-        "build": timing.build,
-        "copying the bytes": timing.copy,
-        "masks alone": timing.encode_masks,
-        "checking images alone": timing.check_images,
-    }
-    lines = [f"{timing.num_frames} frames, {timing.source_mb:.1f} MB of source, one core\n"]
-    lines += [
-        f"{name:<24}{cost:>8.3f} s{timing.source_mb / cost:>10.1f} MB/s{timing.num_frames / cost:>10.1f} frames/s"
-        for name, cost in rows.items()
-    ]
-    return "\n".join(lines)
+    size, build_cpu = timing.source_mb, timing.costs["build"].cpu
+    videos = f"{timing.num_videos} videos, {timing.num_frames} frames, {size:.1f} MB of JPEGs and palette PNGs in tars"
+    lines = [videos, "", f"{'':<16}{'CPU s':>8}{'wall s':>8}{'MB/s/core':>11}{'frames/s/core':>15}{'MB/s':>8}"]
+    for name, cost in timing.costs.items():
+        rates = f"{size / cost.cpu:>11.1f}{timing.num_frames / cost.cpu:>15.1f}{size / cost.wall:>8.1f}"
+        lines.append(f"{name:<16}{cost.cpu:>8.2f}{cost.wall:>8.2f}{rates}")
+    lines += ["", f"{'stage alone':<16}{'CPU s':>8}{'ms/frame':>10}{'of build':>10}"]
+    rest = build_cpu - sum(timing.stages.values())
+    for name, cpu in (timing.stages | {"the rest": rest}).items():
+        lines.append(f"{name:<16}{cpu:>8.2f}{1e3 * cpu / timing.num_frames:>10.3f}{cpu / build_cpu:>10.0%}")
+    peaks = ", ".join(f"{peak:.0f} MB at {times}x input" for times, peak in timing.peak_mb.items())
+    return "\n".join([*lines, "", f"peak memory of one building process: {peaks}"])
+
+
+def _hours_table(hours: dict[int, tuple[float, float]]) -> str:
+    """What follows for 700 GB; not measured."""
+    return "\n".join(
+        f"BL30K, derived: {by_bytes:.1f} h by its bytes, {by_frames:.1f} h by its frames on {machines} such machines"
+        for machines, (by_bytes, by_frames) in hours.items()
+    )
 
 
 def _measure_step(options: Namespace, _scratch: Path) -> tuple[dict[str, object], str]:

@@ -98,3 +98,44 @@ def orientation_of(data: bytes) -> bytes:
 def test_encoding_is_the_same_bytes_each_time():
     pixels = np.asarray(picture())
     assert encode_jpeg(pixels) == encode_jpeg(pixels.copy())
+
+
+def scan_starts(data: bytes) -> list[int]:
+    """Where scans of a JPEG begin, with the tables before them."""
+    places = [place for place in range(len(data) - 1) if data[place : place + 2] == b"\xff\xda"]
+    tables = [data.rfind(b"\xff\xc4", 0, place) for place in places]
+    return [
+        table if table > before else place
+        for before, place, table in zip([0, *places], places[1:], tables[1:], strict=False)
+    ]
+
+
+def test_a_progressive_jpeg_cut_between_scans_is_refused():
+    """Every pixel decodes, only coarsely: nothing but the end marker tells."""
+    data = jpeg(3, progressive=True, quality=95)
+    cuts = scan_starts(data)
+    assert len(cuts) > 3
+    for cut in [*cuts, len(data) - 2]:
+        with pytest.raises(RefusedError) as caught:
+            read_image(data[:cut])
+        assert caught.value.finding.reason == "damaged image"
+
+
+def test_a_baseline_jpeg_whose_last_scan_is_missing_is_refused():
+    """One scan for each component, as some cameras write them."""
+    data = one_scan_each()
+    assert read_image(data).findings == ()
+    for cut in (len(data) - 2, data.rfind(b"\xff\xda")):
+        with pytest.raises(RefusedError):
+            read_image(data[:cut])
+
+
+def one_scan_each() -> bytes:
+    """A JPEG of three flat channels, 16x16, whose components come in scans of their own."""
+    grey = saved(Image.new("L", (16, 16), 90), "jpeg")
+    head, scan = grey[: grey.index(b"\xff\xc0")], grey[grey.index(b"\xff\xda") :]
+    tables = grey[grey.index(b"\xff\xc4") : grey.index(b"\xff\xda")]
+    frame = b"\xff\xc0\x00\x11\x08\x00\x10\x00\x10\x03" + b"".join(bytes([n, 0x11, 0]) for n in (1, 2, 3))
+    body = scan[10:-2]
+    scans = b"".join(b"\xff\xda\x00\x08\x01" + bytes([n, 0, 0, 63, 0]) + body for n in (1, 2, 3))
+    return head + frame + tables + scans + b"\xff\xd9"

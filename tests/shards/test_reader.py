@@ -114,6 +114,23 @@ def test_changed_bytes_are_refused_with_shard_video_and_frame(root):
             shard_set.read(frame)
 
 
+def test_a_shard_that_went_away_after_opening_is_one_message(root):
+    with ShardSet.open(root) as shard_set:
+        last = root / shard_set.manifest.shards[-1].name
+        last.unlink()
+        with pytest.raises(DataError, match=rf"{last}: expected the shard that was there .*found no such file"):
+            shard_set.read(shard_set.num_frames - 1)
+        assert shard_set.read(0).image
+
+
+def test_a_set_opened_by_a_relative_path_is_read_from_anywhere(root, tmp_path, monkeypatch):
+    monkeypatch.chdir(root.parent)
+    with ShardSet.open(root.name) as shard_set:
+        (tmp_path / "elsewhere").mkdir()
+        monkeypatch.chdir(tmp_path / "elsewhere")
+        assert shard_set.read(0) == pickle.loads(pickle.dumps(shard_set)).read(0)
+
+
 def test_an_incomplete_set_is_refused_with_what_to_do(root, tmp_path):
     with pytest.raises(DataError, match=r"manifest\.json: .*no such folder"):
         ShardSet.open(tmp_path / "nothing")

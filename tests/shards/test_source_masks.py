@@ -11,7 +11,7 @@ from PIL import Image
 
 from shards import png
 from shards.findings import RefusedError
-from shards.masks import MASK_CODECS, decode_label_map
+from shards.masks import MASK_CODECS, decode_label_map, decode_soft_mask
 from shards.palettes import voc_palette
 from shards.source_masks import read_mask
 from tests.shards.small_tree import indexed_png, jpeg, label_maps, saved
@@ -147,3 +147,36 @@ def test_an_indexed_png_keeps_indices_and_exactly_the_palette_given(entries, tmp
 def test_an_indexed_png_needs_an_entry_for_every_id():
     with pytest.raises(ValueError, match="id 3 in a mask for a palette of 3 entries"):
         png.encode_indexed(IDS, voc_palette()[:9])
+
+
+def deep_grey_alpha(values: np.ndarray, alpha: int, filter_type: int = 0) -> bytes:
+    """PNG of 16-bit grey and alpha; filter 2: each row as its difference from the row above."""
+    pixels = np.stack([values, np.full_like(values, alpha)], axis=-1).astype(">u2")
+    rows = pixels.reshape(len(pixels), -1).view(np.uint8)
+    if filter_type == 2:
+        rows = np.concatenate([rows[:1], rows[1:] - rows[:-1]])
+    raw = b"".join(bytes([filter_type]) + row.tobytes() for row in rows)
+    header = struct.pack(">IIBBBBB", values.shape[1], values.shape[0], 16, png.GREY_ALPHA, 0, 0, 0)
+    parts = [(b"IHDR", header), (b"IDAT", zlib.compress(raw)), (b"IEND", b"")]
+    return png.SIGNATURE + b"".join(
+        struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body)) for kind, body in parts
+    )
+
+
+@pytest.mark.parametrize("filter_type", [0, 2])
+def test_deep_grey_with_opaque_alpha_keeps_its_ids(filter_type):
+    mask = read_mask(deep_grey_alpha(IDS.astype(np.uint16), 65535, filter_type), "lz4")
+    np.testing.assert_array_equal(decode_label_map(mask.data, "lz4"), IDS)
+
+
+@pytest.mark.parametrize(("value", "alpha", "reason"), [(1, 65534, "transparent mask"), (256, 65535, "ids above 255")])
+def test_deep_grey_that_is_transparent_or_too_high_is_refused(value, alpha, reason):
+    with pytest.raises(RefusedError) as caught:
+        read_mask(deep_grey_alpha(IDS.astype(np.uint16) * value, alpha), "lz4")
+    assert caught.value.finding.reason == reason
+
+
+def test_deep_levels_with_opaque_alpha_are_divided_by_257():
+    levels = np.arange(0, 256, dtype=np.uint16).reshape(16, 16)
+    mask = read_mask(deep_grey_alpha(levels * 257, 65535), "soft.lz4", "soft")
+    np.testing.assert_array_equal(decode_soft_mask(mask.data, "soft.lz4"), levels)

@@ -14,7 +14,7 @@ from PIL import Image
 
 from shards.convert import ReadyFrame, ReadyVideo
 from shards.errors import DataError
-from shards.index import write_index
+from shards.index import IndexTables, make_batch, write_index
 from shards.manifest import read_manifest
 from shards.masks import MASK_CODECS
 from shards.reader import ShardSet
@@ -205,18 +205,42 @@ def test_own_videos_come_back_in_two_folders(tmp_path):
         assert_files_come_back(source, out / name)
 
 
-def test_a_set_whose_names_lead_out_of_the_folder_is_refused(tmp_path):
-    video = ReadyVideo(
-        VideoFacts("../../escaped", "davis2017", ("train",)),
-        (HEIGHT, WIDTH),
-        (ReadyFrame("00000", jpeg(1), None, None),),
-    )
+CLIMBING = {
+    "video": (VideoFacts("../../escaped", "davis2017", ("train",)), r"'JPEGImages/480p/\.\./\.\./escaped'"),
+    "absolute": (VideoFacts("/../../../tmp/escaped", "davis2017", ("train",)), r"escaped'"),
+    "file": (VideoFacts("one", "davis2017", ("train",), files={"00000": "../../../../escaped.jpg"}), r"escaped\.jpg'"),
+    "absolute file": (
+        VideoFacts("one", "davis2017", ("train",), files={"00000": "/tmp/escaped.jpg"}),
+        r"/tmp/escaped\.jpg'",
+    ),
+    "split": (VideoFacts("one", "davis2017", ("../../../escaped",)), r"'\.\./\.\./\.\./escaped'"),
+}
+
+
+@pytest.mark.parametrize(("facts", "found"), CLIMBING.values(), ids=CLIMBING)
+def test_a_set_whose_names_lead_out_of_the_folder_is_refused(tmp_path, facts, found):
+    video = ReadyVideo(facts, (HEIGHT, WIDTH), (ReadyFrame("00000", jpeg(1), None, None),))
     root = build_set(write_tree(tmp_path / "tree", {"one": label_maps(3, (1,))}), tmp_path / "sets").root
     manifest = read_manifest(root)
     written = write_shard(root / manifest.shards[0].name, "lz4", [video])
     write_index(root / "index", [written.rows])
-    forged = dataclasses.replace(manifest, shards=(written.facts,), num_videos=1, num_frames=1)
+    splits = dict.fromkeys(facts.splits, 1)
+    forged = dataclasses.replace(manifest, shards=(written.facts,), num_videos=1, num_frames=1, splits=splits)
     (root / "manifest.json").write_bytes(forged.encode())
-    with pytest.raises(DataError, match=r"found 'JPEGImages/480p/\.\./\.\./escaped'"):
+    with pytest.raises(DataError, match=rf"found .*{found}; do not use this set"):
         given_back(root, tmp_path / "a/b/c")
-    assert not (tmp_path / "a/b/c").exists() and not list(tmp_path.rglob("escaped"))
+    assert not (tmp_path / "a/b/c").exists() and not list(tmp_path.rglob("*escaped*"))
+
+
+def test_a_mask_named_by_a_path_is_refused(tmp_path):
+    """The table of videos has names of frames of its own, which a forged one need not take from the files."""
+    root = build_set(write_tree(tmp_path / "tree", {"one": label_maps(3, (1,))}), tmp_path / "sets").root
+    names = [["../../../../escaped", "b", "c"]]
+    files = [json.dumps({names[0][0]: "00000.jpg"})]
+    tables = IndexTables(root, "")
+    batches = {table: tables.batch(table, 0) for table in ("videos", "frames", "objects")}
+    columns = batches["videos"].to_pydict() | {"frame_names": names, "files": files}
+    write_index(root / "index", [batches | {"videos": make_batch("videos", columns)}])
+    with pytest.raises(DataError, match=r"escaped.*do not use this set"):
+        given_back(root, tmp_path / "a/b/c/d/e")
+    assert not list(tmp_path.rglob("*escaped*"))

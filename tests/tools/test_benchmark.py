@@ -47,11 +47,13 @@ def test_clips_prints_the_ratio_and_writes_json(
 
 
 def test_build_prints_the_walls(davis: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert tool.benchmark(["build", str(davis), "--rounds", "1", "--mask-codec", "png"]) == 0
+    arguments = ["--videos", "2", "--frames", "3", "--rounds", "1", "--mask-codec", "png"]
+    assert tool.benchmark(["build", str(davis), *arguments]) == 0
     printed = capsys.readouterr().out
-    assert "24 frames" in printed
-    for row in ("build", "copying the bytes", "masks alone", "checking images alone"):
-        assert f"\n{row:<24}" in printed
+    assert "2 videos, 6 frames" in printed
+    for row in ("build", "tar cf", "webdataset", "build on 2", "read", "mask decode", "hash", "the rest"):
+        assert f"\n{row:<16}" in printed
+    assert "MB at 4x input" in printed and "by its frames on 16 such machines" in printed
 
 
 def test_scoring_makes_its_own_results(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
@@ -66,6 +68,7 @@ def test_scoring_makes_its_own_results(monkeypatch: pytest.MonkeyPatch, capsys: 
         ([], "the following arguments are required: what"),
         (["clips", "--clips", "0"], "--clips and --rounds must be at least 1"),
         (["clips", "--executors", "gpu"], "invalid choice: 'gpu'"),
+        (["build", "--videos", "0"], "--rounds and --videos and --frames and --processes must be at least 1"),
         (["scoring", "truth"], "give both TRUTH and RESULTS or neither"),
     ],
 )
