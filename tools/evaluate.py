@@ -46,11 +46,12 @@ def evaluate_results(arguments: list[str]) -> int:
         scores = evaluate(source, results, protocol, videos, jobs=options.jobs, on_video=lambda video: bar.update())
     youtube = protocol.name == "youtube_vos"
     figures = youtube_vos_scores(source, scores, categories) if youtube else global_scores(scores)
-    report = Report(protocol, split, source.identity, str(options.results), scores, figures)
+    label = f"{split}-selected" if options.videos else split  # the files of a whole split are not those of a part
+    report = Report(protocol, label, source.identity, str(options.results), scores, figures)
     folder = options.output or options.results
     written = [
         *write_report(folder, report),
-        *_write_extras(options, folder, split, scores, source=source, results=results),
+        *_write_extras(options, folder, label, scores, source=source, results=results),
     ]
     print(f"{protocol.name} {split}: {len(videos)} videos, {len(scores)} objects\nrules: {protocol.rules}")
     if youtube and options.categories is None:
@@ -73,18 +74,18 @@ def _open(options: Namespace) -> tuple[VideoSource, Protocol]:
 def _write_extras(
     options: Namespace,
     folder: Path,
-    split: str,
+    label: str,
     scores: Sequence[ObjectScores],
     *,
     source: VideoSource,
     results: ResultFolder,
 ) -> list[Path]:
     """Curves, plots and worst frames, as far as they are wanted."""
-    written = [write_curves(folder, split, scores)] if options.curves else []
+    written = [write_curves(folder, label, scores)] if options.curves else []
     if options.plots:
-        written.append(write_plots(folder / f"plots-{split}", scores)[0].parent)
+        written.append(write_plots(folder / f"plots-{label}", scores)[0].parent)
     if options.worst:
-        written.append(folder / f"worst-{split}.png")
+        written.append(folder / f"worst-{label}.png")
         save_png(worst_sheet(source, results, worst_frames(scores, options.worst)), written[-1])
     return written
 
@@ -102,7 +103,12 @@ def _parse(arguments: list[str]) -> Namespace:
         "--protocol", choices=sorted(PROTOCOLS), help="default: by the kind of the data set, else davis2017"
     )
     parser.add_argument("--split", help="which videos (default: val; of YouTube-VOS valid_gt, else valid)")
-    parser.add_argument("--videos", nargs="+", metavar="NAME", help="these videos instead of all of the split")
+    parser.add_argument(
+        "--videos",
+        nargs="+",
+        metavar="NAME",
+        help="these videos instead of all of the split; files get the suffix -selected",
+    )
     parser.add_argument(
         "--categories",
         type=Path,
@@ -119,6 +125,8 @@ def _parse(arguments: list[str]) -> Namespace:
         value = getattr(options, name)
         if value is not None and value < 1:
             parser.error(f"--{name} is {value}, expected at least 1")
+    if options.split is not None and Path(options.split).name != options.split:
+        parser.error(f"--split is {options.split!r}, expected the name of a list, without a path")
     if options.categories is not None and options.protocol not in (None, "youtube_vos"):
         parser.error("--categories goes with --protocol youtube_vos")
     return options

@@ -17,7 +17,7 @@ LabelMap = NDArray[np.uint8]
 
 
 def read_label_map(path: Path) -> LabelMap:
-    """Ids (H, W) uint8 of a palette, grey or 1-bit PNG; of a grey PNG with alpha (one is in DAVIS 2016) the grey.
+    """Ids (H, W) uint8 of a palette or grey PNG of 1 to 8 bits; of grey with alpha (one is in DAVIS 2016) the grey.
 
     Raises DataError for a missing or damaged file and for colours, which hold no ids.
     """
@@ -38,7 +38,17 @@ def read_label_map(path: Path) -> LabelMap:
             found=f"a PNG of mode {mode}",
             remedy="save the ids, not their colours",
         )
-    return labels[..., 0] if mode == "LA" else labels.astype(np.uint8, copy=False)
+    if mode == "LA":
+        return labels[..., 0]
+    if mode == "L" and (bits := _bit_depth(path)) < 8:
+        return labels // (255 // (2**bits - 1))  # Pillow spreads 2 and 4 bits of grey over 0..255
+    return labels.astype(np.uint8, copy=False)
+
+
+def _bit_depth(path: Path) -> int:
+    """Bits of each sample, 1 to 8 for one channel, as the header of a PNG says."""
+    with path.open("rb") as file:
+        return file.read(25)[24]
 
 
 def write_label_map(path: Path, labels: LabelMap, palette: bytes | None = None) -> None:

@@ -74,11 +74,24 @@ def test_chosen_videos_are_scored_without_a_list_into_the_folder_given(
     assert evaluate_results([*arguments, "--jobs", "1"]) == 0
     assert "davis2016 val: 1 videos, 1 objects" in capsys.readouterr().out
     assert sorted(path.name for path in (tmp_path / "deep" / "scores").iterdir()) == [
-        "global_results-val.csv",
-        "per-sequence_results-val.csv",
-        "results-val.json",
+        "global_results-val-selected.csv",
+        "per-sequence_results-val-selected.csv",
+        "results-val-selected.json",
     ]
     assert not list(results.glob("*.csv"))
+
+
+def test_scores_of_some_videos_leave_those_of_the_whole_split_alone(truth: Path, results: Path) -> None:
+    arguments = [str(results), str(truth), "--jobs", "1", "--curves", "--plots", "--worst", "1"]
+    assert evaluate_results(arguments) == 0
+    before = {path: path.read_bytes() for path in results.rglob("*") if path.is_file()}
+    assert evaluate_results([*arguments, "--videos", "one"]) == 0
+    after = {path: path.read_bytes() for path in results.rglob("*") if path.is_file()}
+    assert all(after[path] == data for path, data in before.items())
+    assert {path.relative_to(results).parts[0] for path in after.keys() - before.keys()} == {
+        *("global_results-val-selected.csv", "per-sequence_results-val-selected.csv", "results-val-selected.json"),
+        *("curves-val-selected.csv", "plots-val-selected", "worst-val-selected.png"),
+    }
 
 
 def test_two_processes_work_from_the_command_line(truth: Path, results: Path) -> None:
@@ -156,6 +169,7 @@ def test_the_unsupervised_task_has_its_own_masks(
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
+        (["--split", "../val"], "--split is '../val', expected the name of a list, without a path"),
         (["--jobs", "0"], "--jobs is 0"),
         (["--worst", "0"], "--worst is 0"),
         (["--protocol", "davis"], "invalid choice"),

@@ -3,6 +3,8 @@ from __future__ import annotations
 import json
 import logging
 import os
+import struct
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -225,6 +227,21 @@ def test_label_maps_survive_the_palette_png_with_all_256_ids(tmp_path: Path) -> 
         assert image.mode == "P"
         assert image.convert("RGB").getpixel((1, 0)) == (128, 0, 0)
     assert [path.name for path in tmp_path.iterdir()] == ["all.png"]
+
+
+@pytest.mark.parametrize("bit_depth", [2, 4, 8])
+def test_grey_of_few_bits_reads_as_the_ids_that_were_stored(tmp_path: Path, bit_depth: int) -> None:
+    per_byte = 8 // bit_depth
+    ids = (np.arange(2 * 4 * per_byte).reshape(2, -1) % 2**bit_depth).astype(np.uint8)
+    packed = sum(ids[:, position::per_byte] << (8 - bit_depth * (position + 1)) for position in range(per_byte))
+    header = struct.pack(">IIBBBBB", ids.shape[1], 2, bit_depth, 0, 0, 0, 0)
+    rows = zlib.compress(b"".join(b"\0" + row.tobytes() for row in np.asarray(packed)))
+    chunks = [
+        struct.pack(">I", len(body)) + name + body + struct.pack(">I", zlib.crc32(name + body))
+        for name, body in ((b"IHDR", header), (b"IDAT", rows), (b"IEND", b""))
+    ]
+    (tmp_path / "grey.png").write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(chunks))
+    np.testing.assert_array_equal(read_label_map(tmp_path / "grey.png"), ids)
 
 
 def test_grey_and_alpha_of_davis_2016_read_as_the_grey(tmp_path: Path) -> None:
