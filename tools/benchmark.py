@@ -11,8 +11,9 @@ if __name__ == "__main__":
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C during the imports below ends quietly; run() takes it over
 
 import json
+import logging
 import tempfile
-from argparse import Namespace
+from argparse import ArgumentParser, Namespace
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
@@ -55,9 +56,8 @@ def benchmark(arguments: list[str]) -> int:
     with tempfile.TemporaryDirectory(prefix="benchmark-", dir=options.scratch) as folder:
         result, table = BENCHMARKS[options.what](options, Path(folder))
     machine, versions = describe_machine(), read_versions()
-    print(
-        f"{machine['processor']}, {machine['cores']} cores; commit {versions['commit'][:12]}; CPU time but where it says wall, medians\n"
-    )
+    print(f"{machine['processor']}, {machine['cores']} cores; commit {versions['commit'][:12]}")
+    print("CPU time but where it says wall, medians\n")
     print(table)
     if options.json is not None:
         report = {"benchmark": options.what, "machine": machine, "versions": versions, "result": result}
@@ -80,13 +80,7 @@ def _parse(arguments: list[str]) -> Namespace:
     scoring.add_argument("truth", type=Path, nargs="?", help="folder in the DAVIS layout (default: moving shapes)")
     scoring.add_argument("results", type=Path, nargs="?", help="folder of <video>/<frame>.png")
     shards = commands.add_parser("build", help="building shards from tars like BL30K's, beside tar cf and webdataset")
-    shards.add_argument(
-        "source", type=Path, nargs="?", help="DAVIS folder whose frames fill them (default: moving shapes)"
-    )
-    shards.add_argument("--videos", type=int, default=8, help="videos of the tars (default: %(default)s)")
-    shards.add_argument("--frames", type=int, default=40, help="frames of each video (default: %(default)s)")
-    shards.add_argument("--processes", type=int, default=2, help="besides one (default: %(default)s)")
-    shards.add_argument("--mask-codec", choices=MASK_CODECS, default="lz4", help="default: %(default)s")
+    _add_build(shards)
     steps = commands.add_parser("step", help="RDE's training step beside its published structure")
     steps.add_argument(
         "--width", type=float, default=0.25, help="of the network; 1 is the paper's (default: %(default)s)"
@@ -110,6 +104,16 @@ def _parse(arguments: list[str]) -> Namespace:
         given = [f"--{name}" for name in numbers if name in vars(options)]
         parser.error(f"{' and '.join(given)} must be at least 1")
     return options
+
+
+def _add_build(shards: ArgumentParser) -> None:
+    shards.add_argument(
+        "source", type=Path, nargs="?", help="DAVIS folder whose frames fill them (default: moving shapes)"
+    )
+    shards.add_argument("--videos", type=int, default=8, help="videos of the tars (default: %(default)s)")
+    shards.add_argument("--frames", type=int, default=40, help="frames of each video (default: %(default)s)")
+    shards.add_argument("--processes", type=int, default=2, help="besides one (default: %(default)s)")
+    shards.add_argument("--mask-codec", choices=MASK_CODECS, default="lz4", help="default: %(default)s")
 
 
 def _measure_clips(options: Namespace, scratch: Path) -> tuple[dict[str, object], str]:
@@ -174,6 +178,7 @@ def _measure_build(options: Namespace, scratch: Path) -> tuple[dict[str, object]
     measure = BuildMeasure(
         source, options.videos, options.frames, options.mask_codec, options.rounds, options.processes
     )
+    logging.getLogger("shards").setLevel(logging.WARNING)  # not a line for each build
     timing = time_build(measure, scratch / "build")
     hours = {machines: derived_hours(timing, machines, _cores(), options.processes) for machines in (1, 16)}
     result = asdict(timing) | {"mask_codec": options.mask_codec, "bl30k_hours_by_bytes_and_frames": hours}
