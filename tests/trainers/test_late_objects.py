@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
 
 import numpy as np
 import pytest
@@ -22,17 +21,7 @@ CPU = torch.device("cpu")
 NUM_FRAMES = 11
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
-@pytest.fixture(scope="module")
-def model() -> Rde:
-    return Rde(width=0.125, generator=torch.Generator().manual_seed(5)).eval()
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def boxes(*corners: tuple[int, int]) -> Tensor:

@@ -21,20 +21,7 @@ from trainers.segmenters import RdeOptions, RdeSegmenter
 
 CPU = torch.device("cpu")
 Frame = NDArray[np.uint8]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
-@pytest.fixture(scope="module")
-def model() -> Rde:
-    """A small RDE whose bank matters: the frames it memorises change what it predicts."""
-    return Rde(width=0.125, generator=torch.Generator().manual_seed(5)).eval()
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def frames_of(number: int, seed: int = 0) -> list[Frame]:

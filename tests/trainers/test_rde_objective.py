@@ -14,9 +14,7 @@ from trainers.objectives.rde import RdeObjective, RdeOptions, slots_in_use
 SIZE = 32
 
 
-@pytest.fixture(autouse=True)
-def one_thread() -> None:
-    torch.set_num_threads(1)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def make_batch(seed: int = 0, num_clips: int = 3) -> dict[str, Tensor]:

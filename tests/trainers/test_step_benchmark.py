@@ -14,9 +14,7 @@ from trainers.step_benchmark import OURS, PUBLISHED, VARIANTS, StepSize, prepare
 SMALL = StepSize(width=0.0625, size=32, batch_size=2)
 
 
-@pytest.fixture(autouse=True)
-def one_thread() -> None:
-    torch.set_num_threads(1)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.mark.parametrize("top_p", [1.0, 0.3])
