@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import multiprocessing
+import os
 import resource
 import shutil
 import statistics
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from multiprocessing.connection import Connection
 from pathlib import Path
 
 from pipelines.build_work import BuildStages, MadeSource, make_bl30k, plain_webdataset, tar_files
@@ -164,25 +165,32 @@ def _peaks(source: MadeSource, scratch: Path, measure: BuildMeasure) -> dict[int
 
 def _peak(source: MadeSource, scratch: Path, codec: MaskCodec, shards: int = 1) -> float:
     """Megabytes that a fresh process needs at most to build the source with one job."""
-    context = multiprocessing.get_context("spawn")
-    receiver, sender = context.Pipe(duplex=False)
     size = source.num_bytes // (shards * _NUM_SHARDS)
-    process = context.Process(target=_send_peak, args=(source.tars, scratch / "peak", codec, size, sender))
-    process.start()
-    sender.close()
-    try:
-        return float(receiver.recv())
-    except EOFError:
-        raise OSError("the process whose memory was measured ended early; see its message above") from None
-    finally:
-        process.join()
-        receiver.close()
+    arguments = [str(scratch / "peak"), codec, str(size), *map(str, source.tars)]
+    # Not by multiprocessing, whose children import the tool they come from, and all of PyTorch with it.
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parents[1])}
+    result = subprocess.run(
+        [sys.executable, "-c", _PEAK, *arguments], env=environment, capture_output=True, text=True, check=False
+    )
+    if result.returncode:
+        raise OSError(f"the process whose memory was measured failed: {result.stderr.strip()}")
+    return float(result.stdout)
 
 
-def _send_peak(tars: tuple[Path, ...], out: Path, codec: MaskCodec, shard_size: int, sender: Connection) -> None:
+_PEAK = """
+import sys
+from pathlib import Path
+from pipelines.build_benchmark import measure_peak
+out, codec, shard_size, *tars = sys.argv[1:]
+sys.stdout.write(str(measure_peak(tuple(map(Path, tars)), Path(out), codec, int(shard_size))))
+"""
+
+
+def measure_peak(tars: tuple[Path, ...], out: Path, codec: MaskCodec, shard_size: int) -> float:
+    """Build the tars with one job into `out`, which goes again; megabytes this process has needed at most so far."""
     request = BuildRequest("bl30k", tars, out, mask_codec=codec, shard_size=shard_size)
     build(request, make_plan(request), silent)
     shutil.rmtree(out)
     # Not ru_maxrss, which begins with what the parent had.
     status = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
-    sender.send(next(int(line.split()[1]) for line in status if line.startswith("VmHWM")) / 1e3)
+    return next(int(line.split()[1]) for line in status if line.startswith("VmHWM")) / 1e3
