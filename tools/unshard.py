@@ -15,6 +15,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from shards.reader import ShardSet
+from shards.storage import locate
 from shards.unshard import unshard
 from tools.cli import Parser, run
 
@@ -27,7 +28,7 @@ def main() -> None:
 def unshard_tool(arguments: list[str]) -> int:
     """Write the original layout of a set. Returns the exit status."""
     parser = Parser(prog="unshard.py", description="Write a shard set back as folders of JPEGs and indexed PNGs.")
-    parser.add_argument("dataset", type=Path, help="folder with a manifest.json")
+    parser.add_argument("dataset", type=locate, help="folder with a manifest.json, or its URL")
     parser.add_argument("out", type=Path, help="new or empty folder")
     given = parser.parse_args(arguments)
     with ShardSet.open(given.dataset) as shard_set, tqdm(total=shard_set.num_frames, unit="frame") as bar:

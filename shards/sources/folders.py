@@ -26,16 +26,15 @@ def is_dropping(name: str) -> bool:
 def visible_files(folder: Location, label: str) -> list[SourceFile]:
     """Files of a folder sorted by name, without hidden ones and droppings; [] if there is no folder.
 
-    What is neither file nor folder is among them, with its fault: it is refused where it would be read.
-
-    label: of the folder, relative to the source.
+    What is neither file nor folder is among them, with its fault, and so is a folder that is named as an image: they
+    are refused where they would be read. label: of the folder, relative to the source.
     """
     return [
-        SourceFile(
-            folder / entry.name, f"{label}/{entry.name}", entry.num_bytes, changed=entry.changed, fault=entry.fault
-        )
+        SourceFile(folder / entry.name, f"{label}/{entry.name}", entry.num_bytes, changed=entry.changed, fault=fault)
         for entry in list_entries(folder)
-        if not entry.is_folder and not is_dropping(entry.name)
+        if not is_dropping(entry.name)
+        for fault in [entry.fault or ("a folder" if entry.is_folder else "")]
+        if not entry.is_folder or split_name(entry.name)[1] in (*IMAGE_ENDINGS, MASK_ENDING)
     ]
 
 

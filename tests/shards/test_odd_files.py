@@ -37,7 +37,12 @@ def make_socket(path):
         os.close(here)
 
 
+def make_folder(path):
+    path.mkdir()
+
+
 KINDS = {
+    make_folder: "a folder",
     make_fifo: "a FIFO",
     make_loop: "a link that leads to itself",
     make_broken_link: r"a link to nothing \(/nowhere/at all\)",
