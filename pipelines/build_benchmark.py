@@ -9,9 +9,10 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from pipelines.build_work import BuildStages, MadeSource, make_bl30k, plain_webdataset, tar_files
 from shards.build import build, silent
@@ -33,13 +34,21 @@ class Cost:
     wall: float
 
 
+class Alone(NamedTuple):
+    """What a build in a process of its own took, and its most resident memory (not its workers') in megabytes."""
+
+    cpu: float
+    wall: float
+    peak_mb: float
+
+
 @dataclass(frozen=True, slots=True)
 class BuildTiming:
     """Medians of `rounds` turns over one source, page cache warm.
 
-    costs: `build` (from tars, one process), `tar cf` and `webdataset` of the same files, `build on N` processes.
-    stages: CPU seconds of each stage of a build alone. peak_mb: most resident memory of a building process, by how many
-    times the source was given to it, 1 or LARGER; empty where it was not asked for.
+    costs: `build` (from tars, one process), `tar cf` and `webdataset` of the same files. stages: CPU seconds of each
+    stage of a build alone. processes: LARGER times the source on so many processes, their start included.
+    peak_mb: most memory of a building process for one time and LARGER times the source.
     """
 
     num_videos: int
@@ -48,12 +57,13 @@ class BuildTiming:
     rounds: int
     costs: dict[str, Cost]
     stages: dict[str, float]
+    processes: dict[int, Cost]
     peak_mb: dict[int, float]
 
 
 @dataclass(frozen=True, slots=True)
 class BuildMeasure:
-    """What to measure. davis: DAVIS-layout folder whose frames fill the videos; processes: besides one."""
+    """What to measure. davis: DAVIS-layout folder whose frames fill the videos; processes: beside one."""
 
     davis: Path
     num_videos: int = 8
@@ -61,7 +71,6 @@ class BuildMeasure:
     mask_codec: MaskCodec = "lz4"
     rounds: int = 3
     processes: int = 2
-    memory: bool = True
 
 
 def time_build(measure: BuildMeasure, scratch: Path) -> BuildTiming:
@@ -72,36 +81,40 @@ def time_build(measure: BuildMeasure, scratch: Path) -> BuildTiming:
     scratch.mkdir()
     try:
         source = make_bl30k(measure.davis, scratch / "source", measure.num_videos, measure.frames_per_video)
-        costs = _take_turns(_whole_work(source, scratch, measure), measure.rounds)
+        costs = _take_turns(_whole_work(source, scratch, measure.mask_codec), measure.rounds)
         stages = _take_turns(_stages(source, scratch, measure.mask_codec), measure.rounds)
-        peaks = _peaks(source, scratch, measure) if measure.memory else {}
+        peaks = {1: _run_alone(source, scratch, measure.mask_codec, 1).peak_mb}
+        shutil.rmtree(scratch / "source")
+        alone = _run_larger(scratch, measure)
     finally:
         shutil.rmtree(scratch)
-    seconds = {name: cost.cpu for name, cost in stages.items()}
-    size = source.num_bytes / 1e6
-    return BuildTiming(source.num_videos, source.num_frames, size, measure.rounds, costs, seconds, peaks)
+    return BuildTiming(
+        source.num_videos,
+        source.num_frames,
+        source.num_bytes / 1e6,
+        measure.rounds,
+        costs,
+        {name: cost.cpu for name, cost in stages.items()},
+        {processes: _median(runs) for processes, runs in alone.items()},
+        peaks | {LARGER: max(run.peak_mb for run in alone[1])},
+    )
 
 
-def derived_hours(timing: BuildTiming, machines: int, cores: int, processes: int) -> tuple[float, float]:
+def derived_hours(timing: BuildTiming, machines: int, cores: int) -> tuple[float, float]:
     """Hours for all of BL30K on so many machines of so many cores: (by bytes, by frames).
 
-    Derived from the wall time of `build on <processes>`, as if further cores and machines added as much each.
+    Derived from the CPU time of `build`, as if all cores were busy with it and the disks kept up.
     """
-    share = timing.costs[f"build on {processes}"].wall * processes / (machines * cores) / 3600
+    share = timing.costs["build"].cpu / (machines * cores) / 3600
     return share * BL30K_BYTES / (timing.source_mb * 1e6), share * BL30K_FRAMES / timing.num_frames
 
 
-def _whole_work(source: MadeSource, scratch: Path, measure: BuildMeasure) -> dict[str, Callable[[], None]]:
+def _whole_work(source: MadeSource, scratch: Path, codec: MaskCodec) -> dict[str, Callable[[], None]]:
     target = scratch / "beside.tar"
-
-    def build_on(processes: int) -> Callable[[], None]:
-        return lambda: _build(source, scratch / "set", measure.mask_codec, processes)
-
     return {
-        "build": build_on(1),
+        "build": lambda: _build(source.tars, scratch / "set", codec, source.num_bytes // _NUM_SHARDS, 1),
         "tar cf": lambda: tar_files(source.folder, target),
-        "webdataset": lambda: plain_webdataset(source, target, measure.mask_codec),
-        f"build on {measure.processes}": build_on(measure.processes),
+        "webdataset": lambda: plain_webdataset(source, target, codec),
     }
 
 
@@ -126,12 +139,11 @@ def _take_turns(work: dict[str, Callable[[], None]], rounds: int) -> dict[str, C
             cpu, wall = _cpu_seconds(), time.perf_counter()
             function()
             found[name].append(Cost(_cpu_seconds() - cpu, time.perf_counter() - wall))
-    return {
-        name: Cost(
-            statistics.median(cost.cpu for cost in costs[1:]), statistics.median(cost.wall for cost in costs[1:])
-        )
-        for name, costs in found.items()
-    }
+    return {name: _median(costs[1:]) for name, costs in found.items()}
+
+
+def _median(costs: Sequence[Cost | Alone]) -> Cost:
+    return Cost(statistics.median(cost.cpu for cost in costs), statistics.median(cost.wall for cost in costs))
 
 
 def _cpu_seconds() -> float:
@@ -140,57 +152,52 @@ def _cpu_seconds() -> float:
     return sum(usage.ru_utime + usage.ru_stime for usage in used)
 
 
-def _build(source: MadeSource, out: Path, codec: MaskCodec, processes: int) -> None:
-    request = BuildRequest(
-        "bl30k",
-        source.tars,
-        out,
-        mask_codec=codec,
-        shard_size=max(1, source.num_bytes // _NUM_SHARDS),
-        jobs=processes,
-    )
+def _build(tars: tuple[Path, ...], out: Path, codec: MaskCodec, shard_size: int, processes: int) -> None:
+    request = BuildRequest("bl30k", tars, out, mask_codec=codec, shard_size=max(1, shard_size), jobs=processes)
     build(request, make_plan(request), silent)
     shutil.rmtree(out)
 
 
-def _peaks(source: MadeSource, scratch: Path, measure: BuildMeasure) -> dict[int, float]:
-    peaks = {1: _peak(source, scratch, measure.mask_codec)}
-    shutil.rmtree(scratch / "source")
-    larger = make_bl30k(
-        measure.davis, scratch / "larger", LARGER * measure.num_videos, measure.frames_per_video, len(source.tars)
-    )
-    # As large shards as before: what grows is their number.
-    return peaks | {LARGER: _peak(larger, scratch, measure.mask_codec, shards=LARGER)}
+def _run_larger(scratch: Path, measure: BuildMeasure) -> dict[int, list[Alone]]:
+    """Runs by number of processes, in turn. Shards are as large as those of the source: there are more of them."""
+    videos = LARGER * measure.num_videos
+    larger = make_bl30k(measure.davis, scratch / "larger", videos, measure.frames_per_video)
+    runs: dict[int, list[Alone]] = {1: [], measure.processes: []}
+    for _ in range(measure.rounds):
+        for processes, found in runs.items():
+            found.append(_run_alone(larger, scratch, measure.mask_codec, processes, LARGER * _NUM_SHARDS))
+    return runs
 
 
-def _peak(source: MadeSource, scratch: Path, codec: MaskCodec, shards: int = 1) -> float:
-    """Megabytes that a fresh process needs at most to build the source with one job."""
-    size = source.num_bytes // (shards * _NUM_SHARDS)
-    arguments = [str(scratch / "peak"), codec, str(size), *map(str, source.tars)]
+def _run_alone(
+    source: MadeSource, scratch: Path, codec: MaskCodec, processes: int, num_shards: int = _NUM_SHARDS
+) -> Alone:
+    """Build the source in a process that imports the build and nothing else."""
+    arguments = [scratch / "alone", codec, source.num_bytes // num_shards, processes, *source.tars]
     # Not by multiprocessing, whose children import the tool they come from, and all of PyTorch with it.
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parents[1])}
-    result = subprocess.run(
-        [sys.executable, "-c", _PEAK, *arguments], env=environment, capture_output=True, text=True, check=False
-    )
+    command = [sys.executable, "-c", _ALONE, *map(str, arguments)]
+    result = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     if result.returncode:
-        raise OSError(f"the process whose memory was measured failed: {result.stderr.strip()}")
-    return float(result.stdout)
+        raise OSError(f"the build that was measured failed: {result.stderr.strip()}")
+    return Alone(*map(float, result.stdout.split()))
 
 
-_PEAK = """
+_ALONE = """
 import sys
 from pathlib import Path
-from pipelines.build_benchmark import measure_peak
-out, codec, shard_size, *tars = sys.argv[1:]
-sys.stdout.write(str(measure_peak(tuple(map(Path, tars)), Path(out), codec, int(shard_size))))
+from pipelines.build_benchmark import measure_alone
+out, codec, shard_size, processes, *tars = sys.argv[1:]
+print(*measure_alone(tuple(map(Path, tars)), Path(out), codec, int(shard_size), int(processes)))
 """
 
 
-def measure_peak(tars: tuple[Path, ...], out: Path, codec: MaskCodec, shard_size: int) -> float:
-    """Build the tars with one job into `out`, which goes again; megabytes this process has needed at most so far."""
-    request = BuildRequest("bl30k", tars, out, mask_codec=codec, shard_size=shard_size)
-    build(request, make_plan(request), silent)
-    shutil.rmtree(out)
+def measure_alone(tars: tuple[Path, ...], out: Path, codec: MaskCodec, shard_size: int, processes: int) -> Alone:
+    """Build the tars into `out`, which goes again, in this process, which should be a fresh one."""
+    cpu, wall = _cpu_seconds(), time.perf_counter()
+    _build(tars, out, codec, shard_size, processes)
+    wall = time.perf_counter() - wall
     # Not ru_maxrss, which begins with what the parent had.
     status = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
-    return next(int(line.split()[1]) for line in status if line.startswith("VmHWM")) / 1e3
+    peak = next(int(line.split()[1]) for line in status if line.startswith("VmHWM")) / 1e3
+    return Alone(_cpu_seconds() - cpu, wall, peak)

@@ -23,7 +23,7 @@ import torch
 from PIL import Image
 
 from pipelines.benchmark import ClipTiming, describe_machine, time_clips
-from pipelines.build_benchmark import BuildMeasure, BuildTiming, derived_hours, time_build
+from pipelines.build_benchmark import LARGER, BuildMeasure, BuildTiming, derived_hours, time_build
 from pipelines.executors import EXECUTORS
 from pipelines.recipes.rde import RdeVideo
 from pipelines.sampling import MixEntry
@@ -180,7 +180,7 @@ def _measure_build(options: Namespace, scratch: Path) -> tuple[dict[str, object]
     )
     logging.getLogger("shards").setLevel(logging.WARNING)  # not a line for each build
     timing = time_build(measure, scratch / "build")
-    hours = {machines: derived_hours(timing, machines, _cores(), options.processes) for machines in (1, 16)}
+    hours = {machines: derived_hours(timing, machines, _cores()) for machines in (1, 16)}
     result = asdict(timing) | {"mask_codec": options.mask_codec, "bl30k_hours_by_bytes_and_frames": hours}
     return result, f"{_build_table(timing)}\n\n{_hours_table(hours)}"
 
@@ -200,8 +200,12 @@ def _build_table(timing: BuildTiming) -> str:
     rest = build_cpu - sum(timing.stages.values())
     for name, cpu in (timing.stages | {"the rest": rest}).items():
         lines.append(f"{name:<16}{cpu:>8.2f}{1e3 * cpu / timing.num_frames:>10.3f}{cpu / build_cpu:>10.0%}")
+    lines.append("")
+    for processes, cost in timing.processes.items():
+        rates = f"{LARGER * timing.num_frames / cost.wall:.0f} frames/s, {LARGER * size / cost.wall:.0f} MB/s"
+        lines.append(f"{LARGER}x input on {processes} processes: {cost.wall:.2f} s wall, {cost.cpu:.2f} s CPU, {rates}")
     peaks = ", ".join(f"{peak:.0f} MB at {times}x input" for times, peak in timing.peak_mb.items())
-    return "\n".join([*lines, "", f"peak memory of one building process: {peaks}"])
+    return "\n".join([*lines, f"peak memory of one building process: {peaks}"])
 
 
 def _hours_table(hours: dict[int, tuple[float, float]]) -> str:

@@ -48,10 +48,11 @@ def test_build_timing_measures_the_made_source_and_leaves_nothing_behind(tmp_pat
     write_moving_shapes(tmp_path / "davis", SMALL)
     timing = time_build(BuildMeasure(tmp_path / "davis", 3, 4, rounds=1), tmp_path / "scratch")
     assert (timing.num_videos, timing.num_frames, timing.rounds) == (3, 12, 1)
-    assert list(timing.costs) == ["build", "tar cf", "webdataset", "build on 2"]
+    assert list(timing.costs) == ["build", "tar cf", "webdataset"]
     assert list(timing.stages) == ["read", "image check", "mask decode", "objects", "mask encode", "hash", "write"]
     assert min(cost.wall for cost in timing.costs.values()) > 0
-    assert list(timing.peak_mb) == [1, 4] and min(timing.peak_mb.values()) > 10
+    assert list(timing.processes) == [1, 2] and list(timing.peak_mb) == [1, 4]
+    assert min(timing.peak_mb.values()) > 10 and max(timing.peak_mb.values()) < 200, "something large is imported"
     assert [path.name for path in tmp_path.iterdir()] == ["davis"]
 
 
@@ -87,14 +88,13 @@ def test_the_plain_script_makes_the_members_of_the_build(tmp_path: Path, codec: 
             np.testing.assert_array_equal(decode_label_map(mask, codec), decode_label_map(encoded.mask, codec))
 
 
-def test_hours_for_bl30k_follow_from_the_wall_time(tmp_path: Path) -> None:
-    costs = {"build on 2": Cost(cpu=20.0, wall=10.0)}
-    timing = BuildTiming(1, 1000, 100.0, 1, costs, {}, {})
-    # 10 s for 100 MB and 1000 frames on 2 cores: 700 GB are 7000 times, 4,798,240 frames 4798.24 times as much.
-    assert derived_hours(timing, machines=1, cores=2, processes=2) == pytest.approx((70_000 / 3600, 47_982.4 / 3600))
-    assert derived_hours(timing, machines=16, cores=4, processes=2) == pytest.approx(
-        (70_000 / 32 / 3600, 47_982.4 / 32 / 3600)
-    )
+def test_hours_for_bl30k_follow_from_the_cpu_time() -> None:
+    costs = {"build": Cost(cpu=20.0, wall=99.0)}
+    timing = BuildTiming(1, 1000, 100.0, 1, costs, {}, {}, {})
+    # 20 s of CPU for 100 MB and 1000 frames, so 10 s on 2 cores. 700 GB are 7000 times as much, and the 4,798,240 frames
+    # 4798.24 times.
+    assert derived_hours(timing, machines=1, cores=2) == pytest.approx((70_000 / 3600, 47_982.4 / 3600))
+    assert derived_hours(timing, machines=16, cores=4) == pytest.approx((70_000 / 32 / 3600, 47_982.4 / 32 / 3600))
 
 
 def test_a_source_without_frames_leaves_nothing_behind(tmp_path: Path) -> None:

@@ -51,9 +51,10 @@ def test_build_prints_the_walls(davis: Path, capsys: pytest.CaptureFixture[str])
     assert tool.benchmark(["build", str(davis), *arguments]) == 0
     printed = capsys.readouterr().out
     assert "2 videos, 6 frames" in printed
-    for row in ("build", "tar cf", "webdataset", "build on 2", "read", "mask decode", "hash", "the rest"):
+    for row in ("build", "tar cf", "webdataset", "read", "mask decode", "hash", "the rest"):
         assert f"\n{row:<16}" in printed
-    assert "MB at 4x input" in printed and "by its frames on 16 such machines" in printed
+    assert "4x input on 2 processes:" in printed and "MB at 4x input" in printed
+    assert "by its frames on 16 such machines" in printed
 
 
 def test_scoring_makes_its_own_results(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
