@@ -91,8 +91,8 @@ def test_the_plain_script_makes_the_members_of_the_build(tmp_path: Path, codec: 
 def test_hours_for_bl30k_follow_from_the_cpu_time() -> None:
     costs = {"build": Cost(cpu=20.0, wall=99.0)}
     timing = BuildTiming(1, 1000, 100.0, 1, costs, {}, {}, {})
-    # 20 s of CPU for 100 MB and 1000 frames, so 10 s on 2 cores. 700 GB are 7000 times as much, and the 4,798,240 frames
-    # 4798.24 times.
+    # 20 s of CPU for 100 MB and 1000 frames, so 10 s on 2 cores. 700 GB are 7000 times as much, and the 4,798,240
+    # frames 4798.24 times.
     assert derived_hours(timing, machines=1, cores=2) == pytest.approx((70_000 / 3600, 47_982.4 / 3600))
     assert derived_hours(timing, machines=16, cores=4) == pytest.approx((70_000 / 32 / 3600, 47_982.4 / 32 / 3600))
 
