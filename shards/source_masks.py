@@ -55,7 +55,7 @@ def read_mask(data: bytes, codec: MaskCodec, reading: Reading = "ids", scaling: 
 
     ids: palette: the indices, whatever the colours; grey: the values; RGB(A): looked up in the DAVIS palette, in which
     all colours must be. binary: 0 and 255 (or 1), the object gets id 1. merged: as ids or binary, and every value above
-    0, void too, becomes id 1. soft: 0..255 (`shards.soft_masks`). Source: the tables of docs/data_format.md.
+    0, void too, becomes id 1. soft: 0..255 (`shards.soft_masks`). Source: the tables of docs/data-format.md.
     """
     chunks = png.read_chunks(data)
     header = png.read_header(chunks)

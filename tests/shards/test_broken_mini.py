@@ -1,4 +1,4 @@
-"""Every case of shared/data/broken_mini in the DAVIS layout: what is done about it, as docs/data_format.md says."""
+"""Every case of shared/data/broken_mini in the DAVIS layout: what is done about it, as docs/data-format.md says."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Every YouTube-VOS and static case of shared/data/broken_mini: what is done about it, as docs/data_format.md says."""
+"""Every YouTube-VOS and static case of shared/data/broken_mini: what is done about it, as docs/data-format.md says."""
 
 from __future__ import annotations
 
