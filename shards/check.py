@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from shards.check_shard import CheckedShard, Problem, check_shards
+from shards.check_shard import CheckedShard, Problem, check_shards, hash_file
 from shards.errors import DataError
 from shards.findings import REJECTED, read_findings
 from shards.index import INDEX_FILES, INDEX_FOLDER, Batches, write_index
@@ -50,18 +50,37 @@ def check_set(root: Location, jobs: int, report: Callable[[ShardFacts], None]) -
             if shard.changed:
                 problems += _changed_frames(root, shard.facts)
         if all(shard.walked for shard in checked):
-            problems += _compare_index(root, derived)
+            # An index made again from changed shards would vouch for the change.
+            remedy = _COPY if any(shard.changed for shard in checked) else _REBUILD
+            problems += _compare_index(root, derived, remedy)
             problems += _compare_counts(manifest, derived, root)
     return CheckedSet(manifest, tuple(problems))
 
 
 def rebuild_index(root: Location) -> Manifest:
-    """Make the index again from the tars and the manifest alone. Raises DataError if a tar is not as it was built."""
+    """Make the index again from the tars and the manifest alone.
+
+    Raises DataError, and leaves the index as it is, if a tar is not the one that was built: an index made from changed
+    bytes would hold their checksums, and every later read would find them sound.
+    """
     manifest = read_manifest(root)
-    shards = zip(shard_locations(root, manifest), manifest.shards, strict=True)
+    shards = list(zip(shard_locations(root, manifest), manifest.shards, strict=True))
+    for path, facts in shards:
+        _require_unchanged(path, facts)
     rows = (scan_shard(path, manifest.mask_codec, facts.selected) for path, facts in shards)
     write_index(root / INDEX_FOLDER, rows)
     return manifest
+
+
+def _require_unchanged(path: Location, facts: ShardFacts) -> None:
+    size, digest = hash_file(path)
+    if (size, digest) != (facts.bytes, facts.sha256):
+        raise DataError(
+            path,
+            expected=f"the shard as it was built, {facts.bytes} bytes, SHA-256 {facts.sha256}",
+            found=f"{size} bytes, SHA-256 {digest}",
+            remedy=f"{_COPY}; the index was left as it is",
+        )
 
 
 def _rows(
@@ -109,20 +128,23 @@ def _changed_frames(root: Location, facts: ShardFacts) -> Iterator[Problem]:
             hit = True
             yield Problem(error.path, f"{error.found}, expected {error.expected}", _COPY)
     if not hit:
-        yield Problem(str(root / facts.name), "images and masks are sound: the change is in headers or padding", _COPY)
+        found = (
+            "every frame has the checksum the index holds: the change is in headers or padding, or older than the index"
+        )
+        yield Problem(str(root / facts.name), found, _COPY)
 
 
-def _compare_index(root: Location, derived: Path) -> Iterator[Problem]:
+def _compare_index(root: Location, derived: Path, remedy: str) -> Iterator[Problem]:
     for name in INDEX_FILES:
         path = root / INDEX_FOLDER / name
         wanted = (derived / INDEX_FOLDER / name).read_bytes()
         found = path.read_bytes() if path.is_file() else None
         if found is None:
-            yield Problem(str(path), "missing", _REBUILD)
+            yield Problem(str(path), "missing", remedy)
         elif found != wanted:
             pairs = zip(found, wanted, strict=False)
             place = next((place for place, (a, b) in enumerate(pairs) if a != b), min(len(found), len(wanted)))
-            yield Problem(str(path), f"differs from what the tars give, from byte {place} on", _REBUILD)
+            yield Problem(str(path), f"differs from what the tars give, from byte {place} on", remedy)
 
 
 def _compare_counts(manifest: Manifest, derived: Path, root: Location) -> Iterator[Problem]:

@@ -80,7 +80,7 @@ def check_shard(codec: MaskCodec, threads: int, path: Location, facts: ShardFact
     if not path.is_file():
         return CheckedShard(facts, (Problem(str(path), "missing", _COPY),), changed=False, walked=False, rows=None)
     problems: list[Problem] = []
-    size, digest = _hash(path)
+    size, digest = hash_file(path)
     changed = (size, digest) != (facts.bytes, facts.sha256)
     if changed:
         found = f"{size} bytes, SHA-256 {digest}, the manifest says {facts.bytes} and {facts.sha256}"
@@ -129,7 +129,7 @@ def _decode(codec: MaskCodec, sample: Sample) -> _DecodedFrame:
     return _DecodedFrame(sample, shape, objects, "; ".join(faults))
 
 
-def _hash(path: Location) -> tuple[int, str]:
+def hash_file(path: Location) -> tuple[int, str]:
     """(size, SHA-256 in hexadecimal) of a file."""
     sha256 = hashlib.sha256()
     size = 0

@@ -22,12 +22,14 @@ import subprocess
 import sys
 import time
 from argparse import Namespace
+from contextlib import ExitStack
 from pathlib import Path
 
 from tqdm import tqdm
 
 from pipelines.pictures import save_png
 from shards.errors import DataError
+from shards.locks import hold_alone
 from shards.reader import ShardSet
 from shards.sources.moving_shapes import MovingShapes, write_moving_shapes
 from tools.cli import Parser, run
@@ -56,7 +58,11 @@ def demo(arguments: list[str]) -> int:
     """The tool; returns its exit status."""
     options = _parse(arguments)
     started = time.perf_counter()
-    out = _fresh_folder(options.output)
+    with ExitStack() as stack:
+        return _run_demo(options, _fresh_folder(options.output, stack), started)
+
+
+def _run_demo(options: Namespace, out: Path, started: float) -> int:
     davis = options.davis or _make_videos(out / "davis")
     shard_set = out / "shards" / "davis2017"
     overrides = [f"stages.0.data.0.path={shard_set}", f"output={out / 'run'}"]
@@ -93,15 +99,20 @@ def _parse(arguments: list[str]) -> Namespace:
     return options
 
 
-def _fresh_folder(out: Path) -> Path:
-    """An empty folder for this demo. An earlier demo's is emptied; anything else that is in the way stays."""
-    if out.exists():
-        if not (out / MARKER).exists() and (not out.is_dir() or any(out.iterdir())):
-            raise DataError(
-                out, expected="no folder, or one of an earlier demo", found="other files", remedy="give --output FOLDER"
-            )
-        shutil.rmtree(out)
-    out.mkdir(parents=True)
+def _fresh_folder(out: Path, stack: ExitStack) -> Path:
+    """An empty folder for this demo, locked until `stack` closes. An earlier demo's is emptied; anything else stays."""
+    if out.exists() and not (out / MARKER).exists() and (not out.is_dir() or any(out.iterdir())):
+        raise DataError(
+            out, expected="no folder, or one of an earlier demo", found="other files", remedy="give --output FOLDER"
+        )
+    out.mkdir(parents=True, exist_ok=True)
+    if not stack.enter_context(hold_alone(out)):
+        raise DataError(out, expected="one demo at a time", found="another one running", remedy="give --output FOLDER")
+    for path in out.iterdir():
+        if path.is_dir():
+            shutil.rmtree(path)
+        elif path.name != "lock":
+            path.unlink()
     (out / MARKER).touch()
     return out
 

@@ -104,6 +104,17 @@ def test_a_damaged_index_is_made_again(root, table):
     assert path.read_bytes() == sound and problems(root) == ()
 
 
+def test_no_index_is_made_from_changed_shards(root):
+    tar = root / read_manifest(root).shards[0].name
+    table = root / "index" / "frames.arrow"
+    before = table.read_bytes()
+    flip(tar, tar.stat().st_size // 2)
+    with pytest.raises(DataError, match="the index was left as it is"):
+        rebuild_index(root)
+    assert table.read_bytes() == before
+    assert not any("--rebuild-index" in problem.remedy for problem in problems(root))
+
+
 def test_missing_cut_and_extra_tars_are_found(root):
     path = root / read_manifest(root).shards[1].name
     sound = path.read_bytes()

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from shards.errors import DataError
+from shards.locks import hold_alone
 from shards.sources.moving_shapes import MovingShapes, write_moving_shapes
 from tests.conftest import REPOSITORY
 from tools.demo import MARKER, demo
@@ -34,6 +35,14 @@ def test_a_folder_with_other_files_is_left_alone(tmp_path: Path) -> None:
         demo(["--output", str(tmp_path)])
     assert (tmp_path / "thesis.txt").exists()
     assert not (tmp_path / MARKER).exists()
+
+
+def test_a_running_demo_keeps_its_folder(tmp_path: Path) -> None:
+    (tmp_path / MARKER).touch()
+    (tmp_path / "work.txt").touch()
+    with hold_alone(tmp_path), pytest.raises(DataError, match="another one running"):
+        demo(["--output", str(tmp_path)])
+    assert (tmp_path / "work.txt").exists()
 
 
 def test_no_steps_are_a_usage_error(capsys: pytest.CaptureFixture[str]) -> None:
