@@ -15,9 +15,12 @@ from torch import Tensor
 def read_tensors(path: Path) -> Any:
     """What torch.save wrote into a file, plain values and tensors only, on the CPU.
 
-    Raises ValueError for a file that torch cannot read or whose checksums do not match, OSError for one that
-    cannot be opened.
+    Raises ValueError for a file that torch cannot read or whose checksums do not match, OSError for one that is not
+    there or cannot be opened.
     """
+    if not path.is_file():
+        kind, found = (IsADirectoryError, "a folder") if path.is_dir() else (FileNotFoundError, "nothing")
+        raise kind(f"{path}: expected a file of weights, found {found}; give the path of a .pt or .pth file")
     damaged = _damaged_member(path)  # torch does not compare checksums: flipped bits would be weights
     if damaged is not None:
         raise ValueError(f"{path}: expected an undamaged file, found a wrong checksum in {damaged}; copy it again")

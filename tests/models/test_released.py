@@ -191,3 +191,10 @@ def test_a_flipped_bit_in_the_weights_is_found(small_model: Rde, tmp_path: Path)
     path.write_bytes(data)
     with pytest.raises(ValueError, match=r"model\.pth: expected an undamaged file, found a wrong checksum in .*data/"):
         load("rde", path)
+
+
+def test_a_path_that_holds_no_file_is_named_with_what_is_wanted(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"nope\.pt: expected a file of weights, found nothing; give the path"):
+        load("rde", tmp_path / "nope.pt")
+    with pytest.raises(IsADirectoryError, match="expected a file of weights, found a folder"):
+        load("rde", tmp_path)
