@@ -21,7 +21,15 @@ def shard_locations(root: Location, manifest: Manifest) -> list[Location]:
     """Where each shard of the manifest lies: in the set's own folder unless links.json names another place."""
     links: dict[str, str] = {}
     if manifest.parents and (root / LINKS_FILE).is_file():
-        links = json.loads((root / LINKS_FILE).read_bytes())
+        try:
+            links = dict(json.loads((root / LINKS_FILE).read_bytes()))
+        except (ValueError, TypeError) as error:
+            raise DataError(
+                root / LINKS_FILE,
+                expected="the place of each shard, as JSON",
+                found=f"something else ({error})",
+                remedy="make the view or union again with tools/datasets.py",
+            ) from None
     return [_resolve(root, links.get(facts.name, facts.name)) for facts in manifest.shards]
 
 

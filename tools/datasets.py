@@ -184,11 +184,11 @@ def _append(given: Namespace) -> None:
         jobs=given.jobs,
         options=options,
     )
-    if not (request.root / MANIFEST).is_file():  # else it was killed while linking
-        with arguments_of(given.parser):
-            plan = make_plan(request)
+    with arguments_of(given.parser):
+        plan = make_plan(request)
+    if not (request.root / MANIFEST).is_file():  # else it was killed while linking, and its videos may be there already
         _require_fitting(root, manifest, request, plan)
-        _build(request, plan)
+    _build(request, plan)  # refuses what an append of another source has left
     grown = append_set(root, request.root)
     remove_tree(root / APPEND_FOLDER)
     _print_made(root, grown)

@@ -127,6 +127,16 @@ class _Member(NamedTuple):
     size: int
 
 
+_WITHOUT_CONTENT = (
+    tarfile.LNKTYPE,
+    tarfile.SYMTYPE,
+    tarfile.CHRTYPE,
+    tarfile.BLKTYPE,
+    tarfile.DIRTYPE,
+    tarfile.FIFOTYPE,
+)
+
+
 class _Walk:
     """A tar read from front to back: content is stepped over, or read and hashed where a sum is wanted."""
 
@@ -248,13 +258,22 @@ def _members(walk: _Walk, tar: Location) -> Iterator[_Member]:
             yield _Member(long_name or header.name, header.type, data, size)
             long_name = long_size = None
         walk.skip(padded(size))
-    if walk.size - walk.position > _READ_BYTES:
-        raise _broken(tar, f"{walk.size - walk.position} bytes behind the end of the archive at byte {walk.position}")
+    _require_nothing_more(walk, tar)
+
+
+def _require_nothing_more(walk: _Walk, tar: Location) -> None:
+    """Raise DataError unless zeros alone follow the end of the archive: two joined tars would lose the second one."""
+    end, rest = walk.position, walk.size - walk.position
+    if rest > _READ_BYTES or any(walk.read(rest)):
+        raise _broken(tar, f"{rest} bytes, more than padding, behind the end of the archive at byte {end}")
 
 
 def _parse(block: bytes, position: int, tar: Location) -> tarfile.TarInfo:
     try:
-        return tarfile.TarInfo.frombuf(block, "utf-8", "surrogateescape")
+        header = tarfile.TarInfo.frombuf(block, "utf-8", "surrogateescape")
+        if header.type in _WITHOUT_CONTENT:
+            header.size = 0  # whatever it says, as tar programs have it: the next header follows
+        return header
     except tarfile.HeaderError as error:
         raise _broken(tar, f"no header at byte {position}: {error}") from None
 

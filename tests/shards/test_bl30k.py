@@ -303,3 +303,54 @@ def test_the_real_pack_from_folder_and_from_its_tar(shared_data, tmp_path):
         assert int(shard_set.objects(0).areas[3]) == 22
         starts = {shard_set.frame_name(row): ids for row, ids in shard_set.starts(1).items()}
         assert starts == {"00000": (1, 2), "00004": (4,)}
+
+
+def joined(folder, *contents):
+    """One file of several tars, each a list of (name, type, size in the header, content)."""
+    import io
+    import tarfile
+
+    data = b""
+    for members in contents:
+        file = io.BytesIO()
+        with tarfile.open(fileobj=file, mode="w", format=tarfile.USTAR_FORMAT) as tar:
+            for name, kind, content in members:
+                header = tarfile.TarInfo(name)
+                header.type, header.size, header.linkname = kind, len(content), "elsewhere" if kind != b"0" else ""
+                if kind == tarfile.REGTYPE:
+                    tar.addfile(header, io.BytesIO(content))
+                else:
+                    header.size = 1000  # as some writers leave it, with no content behind
+                    file.write(header.tobuf(tarfile.USTAR_FORMAT))
+                    tar.offset = file.tell()
+        data += file.getvalue()
+    path = folder / "odd.tar"
+    path.write_bytes(data)
+    return path
+
+
+def walked(path):
+    import threading
+
+    from shards.sources.tar_members import _members, _Walk
+
+    with path.open("rb") as file:
+        walk = _Walk(file, path.stat().st_size, hashed=False, stop=threading.Event())
+        return [member.path for member in _members(walk, path)]
+
+
+def test_a_link_that_claims_content_hides_nothing_behind_it(tmp_path):
+    import tarfile
+
+    path = joined(
+        tmp_path, [("a/1.jpg", tarfile.REGTYPE, b"x" * 700), ("a/l", tarfile.LNKTYPE, b""), ("a/2.jpg", b"0", b"y")]
+    )
+    with tarfile.open(path) as tar:
+        names = tar.getnames()
+    assert walked(path) == names == ["a/1.jpg", "a/l", "a/2.jpg"]
+
+
+def test_a_second_tar_joined_behind_the_first_is_refused(tmp_path):
+    path = joined(tmp_path, [("a/1.jpg", b"0", b"x")], [("a/2.jpg", b"0", b"y")])
+    with pytest.raises(DataError, match="more than padding, behind the end of the archive"):
+        walked(path)

@@ -201,3 +201,11 @@ def test_a_view_of_many_videos_takes_the_right_objects(tmp_path):
         with ShardSet.open(tmp_path / f"view{round_number}") as view:
             assert content(view) == {name: expected[name] for name in chosen}
     assert read_manifest(tmp_path / "view0").num_videos == 9
+
+
+def test_a_damaged_links_file_is_named(parent, tmp_path):
+    view = tmp_path / "sets" / "some"
+    write_subset(parent, view, ["bear"])
+    (view / "links.json").write_text("[1")
+    with pytest.raises(DataError, match=r"links\.json: expected the place of each shard"):
+        ShardSet.open(view)

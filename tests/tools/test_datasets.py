@@ -9,6 +9,7 @@ import pytest
 
 from shards.check import check_set
 from shards.errors import DataError
+from shards.manifest import read_manifest
 from shards.reader import ShardSet
 from tests.shards.small_tree import build_set, files_of, label_maps, write_tree
 from tools.datasets import APPEND_FOLDER, datasets
@@ -83,6 +84,15 @@ def test_append_converts_new_videos_into_new_shards(parent, more, tmp_path, caps
     with pytest.raises(DataError, match="w3/00000"):
         datasets(arguments)
     assert {name: data for name, data in files_of(parent).items() if not name.startswith(APPEND_FOLDER)} == grown
+
+
+def test_append_does_not_take_what_an_append_of_another_source_left(parent, more, tmp_path):
+    left = write_tree(tmp_path / "left", {"x0": label_maps(2, (6,))}, {"extra": ["x0"]})
+    shard_size = read_manifest(parent).shard_size
+    build_set(left, parent / APPEND_FOLDER, name=read_manifest(parent).name, shard_size=shard_size)
+    with pytest.raises(DataError, match="another source"):
+        datasets(["append", str(parent), "davis2017", str(more), "--jobs", "1"])
+    assert names_in(parent) == [f"v{n}" for n in range(8)]
 
 
 def test_append_refuses_videos_that_would_be_stored_otherwise(parent, more):
