@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import os
 import threading
 import zlib
 from bisect import bisect_right
 from collections import OrderedDict
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -20,7 +20,8 @@ from shards.index_file import REBUILD
 from shards.links import check_sizes, shard_locations
 from shards.manifest import Manifest, read_manifest
 from shards.masks import FrameObjects, MaskCodec
-from shards.storage import Location, RemotePath, locate, read_range
+from shards.shard_files import Range, ShardFile, ShardOpener, open_shard
+from shards.storage import Location, RemotePath, locate
 from shards.tables import VideoTable
 from shards.tar import BLOCK, padded
 
@@ -36,6 +37,25 @@ class EncodedFrame:
     mask: bytes | None
 
 
+@dataclass(frozen=True, slots=True)
+class Extent:
+    """Where a frame lies: its shard, first byte there, and all bytes from the image's first to the mask's last.
+
+    mask_start: from which of these bytes on the mask is; None for a frame without one.
+    """
+
+    shard: int
+    start: int
+    num_bytes: int
+    image_bytes: int
+    mask_start: int | None
+
+    @property
+    def used_bytes(self) -> int:
+        """Of image and mask, without what the tar has between them."""
+        return self.image_bytes + (0 if self.mask_start is None else self.num_bytes - self.mask_start)
+
+
 class ShardSet:
     """A finished shard set, opened for random reads from any number of threads.
 
@@ -44,7 +64,7 @@ class ShardSet:
     Pickles as its path and opens again on the other side.
     """
 
-    def __init__(self, path: Location, manifest: Manifest) -> None:
+    def __init__(self, path: Location, manifest: Manifest, opener: ShardOpener = open_shard) -> None:
         self.path = path
         self.manifest = manifest
         self.name = manifest.name
@@ -58,21 +78,23 @@ class ShardSet:
         self._starts = [0, *np.cumsum([facts.frames for facts in manifest.shards]).tolist()]
         self._batches: dict[tuple[str, int], pa.RecordBatch] = {}
         self._views: dict[tuple[str, int], dict[str, np.ndarray]] = {}
-        self._files: OrderedDict[int, _LocalFile | _RemoteFile] = OrderedDict()
+        self._opener = opener
+        self._files: OrderedDict[int, ShardFile] = OrderedDict()
         self._lock = threading.Lock()
 
     @classmethod
-    def open(cls, path: str | Location) -> ShardSet:
+    def open(cls, path: str | Location, opener: ShardOpener = open_shard) -> ShardSet:
         """Open the folder of a finished set, or its URL. Raises DataError if anything is missing or sizes disagree.
 
         Of a remote set the index is copied to `storage.cache_folder()`; frames are read as ranges of the shards.
+        opener: makes the files that are read, for local copies of remote bytes (`ByteCache`); pickled with the set.
         """
         root = locate(path)
         if isinstance(root, Path):
             root = root.absolute()  # shards are opened when they are needed, wherever the process is by then
         manifest = read_manifest(root)
         check_sizes(root, manifest)
-        shard_set = cls(root, manifest)
+        shard_set = cls(root, manifest, opener)
         shard_set._check_rows()
         return shard_set
 
@@ -85,7 +107,7 @@ class ShardSet:
         self.close()
 
     def __reduce__(self) -> tuple[object, ...]:
-        return ShardSet.open, (self.path,)
+        return ShardSet.open, (self.path, self._opener)
 
     def close(self) -> None:
         """Close the cached descriptors; a later read opens them again."""
@@ -158,22 +180,50 @@ class ShardSet:
 
         Raises DataError, naming shard, video and frame, if the bytes are not those the index was made from.
         """
+        extent = self.extent(frame)
+        (data,) = self.read_ranges(extent.shard, [(extent.start, extent.num_bytes)])
+        return self.unpack(frame, data)
+
+    def extent(self, frame: int) -> Extent:
+        """Where the bytes of a frame lie. Raises DataError if that is beyond the end of its shard."""
         shard, row = self._place(frame)
         table = self._columns("frames", shard)
         image_bytes, mask_bytes = int(table["image_bytes"][row]), int(table["mask_bytes"][row])
-        mask_start = padded(image_bytes) + BLOCK
-        wanted = mask_start + mask_bytes if mask_bytes else image_bytes
+        mask_start = padded(image_bytes) + BLOCK if mask_bytes else None
+        wanted = image_bytes if mask_start is None else mask_start + mask_bytes
         offset = int(table["offset"][row])
         if offset + wanted > self.manifest.shards[shard].bytes:
             raise self._damaged(frame, max(0, self.manifest.shards[shard].bytes - offset), wanted)
-        file = self._file(shard)  # held while reading: the cache may drop it meanwhile
-        data = file.read(offset, wanted)
-        image, mask = data[:image_bytes], data[mask_start:wanted] if mask_bytes else None
-        if zlib.crc32(image) != table["image_crc"][row] or (
-            mask is not None and zlib.crc32(mask) != table["mask_crc"][row]
-        ):
-            raise self._damaged(frame, len(data), wanted)
-        return EncodedFrame(image, mask)
+        return Extent(shard, offset, wanted, image_bytes, mask_start)
+
+    def read_ranges(self, shard: int, ranges: Sequence[Range]) -> list[bytes]:
+        """Bytes of ranges of a shard as they are, for `unpack`."""
+        return self._file(shard).read(ranges)
+
+    def unpack(self, frame: int, data: bytes | memoryview) -> EncodedFrame:
+        """The frame out of the bytes of its extent, checked. Raises DataError as `read`.
+
+        Bytes that came over a network or from a local copy and fail are read once more from where the shard lies.
+        """
+        extent = self.extent(frame)
+        found = self._checked(frame, extent, data)
+        if found is None and isinstance(self._shards[extent.shard], RemotePath):
+            data = self._file(extent.shard).read([(extent.start, extent.num_bytes)], fresh=True)[0]
+            found = self._checked(frame, extent, data)
+        if found is None:
+            raise self._damaged(frame, len(data), extent.num_bytes)
+        return found
+
+    def _checked(self, frame: int, extent: Extent, data: bytes | memoryview) -> EncodedFrame | None:
+        """The frame if its bytes are those the index was made from."""
+        shard, row = self._place(frame)
+        table = self._columns("frames", shard)
+        image = bytes(data[: extent.image_bytes])
+        mask = None if extent.mask_start is None else bytes(data[extent.mask_start : extent.num_bytes])
+        right = zlib.crc32(image) == table["image_crc"][row]
+        if mask is not None:
+            right = right and zlib.crc32(mask) == table["mask_crc"][row]
+        return EncodedFrame(image, mask) if right else None
 
     def locate(self, frame: int) -> str:
         """Where a frame is, for messages: `davis2017-000000.tar, video bear, frame 00012`."""
@@ -217,27 +267,13 @@ class ShardSet:
             self._batches[table, shard] = batch
         return batch
 
-    def _file(self, shard: int) -> _LocalFile | _RemoteFile:
+    def _file(self, shard: int) -> ShardFile:
         with self._lock:
-            file = self._files.pop(shard, None) or self._open_shard(shard)
+            file = self._files.pop(shard, None) or self._opener(self._shards[shard], self.manifest.shards[shard])
             self._files[shard] = file  # most recently used last
             if len(self._files) > MAX_OPEN_SHARDS:
                 self._files.popitem(last=False)
             return file
-
-    def _open_shard(self, shard: int) -> _LocalFile | _RemoteFile:
-        path = self._shards[shard]
-        if isinstance(path, RemotePath):
-            return _RemoteFile(path)
-        try:
-            return _LocalFile(os.open(path, os.O_RDONLY | os.O_CLOEXEC))
-        except FileNotFoundError:
-            raise DataError(
-                path,
-                expected="the shard that was there when the set was opened",
-                found="no such file",
-                remedy="bring it back, or open the set again where it is now",
-            ) from None
 
     def _check_rows(self) -> None:
         """The video table must tell of the shards that the manifest lists, video after video, frame after frame."""
@@ -260,28 +296,3 @@ class ShardSet:
             found=found,
             remedy=REBUILD,
         )
-
-
-class _LocalFile:
-    """A descriptor that closes with its last reference: dropping it from the cache never cuts off a running read."""
-
-    def __init__(self, descriptor: int) -> None:
-        self._descriptor = descriptor
-
-    def __del__(self) -> None:
-        os.close(self._descriptor)
-
-    def read(self, start: int, num_bytes: int) -> bytes:
-        """Bytes from `start` on, fewer at the end of the file."""
-        return os.pread(self._descriptor, num_bytes, start)
-
-
-class _RemoteFile:
-    """A shard in a store or on a web server."""
-
-    def __init__(self, path: RemotePath) -> None:
-        self._path = path
-
-    def read(self, start: int, num_bytes: int) -> bytes:
-        """Bytes from `start` on, fewer at the end of the file."""
-        return read_range(self._path, start, num_bytes)

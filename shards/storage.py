@@ -12,6 +12,7 @@ import re
 import secrets
 import shutil
 import stat
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -25,6 +26,9 @@ _URL = re.compile(r"[a-z][a-z0-9+.-]+://")
 _LOCAL = re.compile(r"(file|local):/{2,}")
 # Large enough for the 5 TB an object of 10,000 parts may have, small enough to hold one a worker in memory.
 _PART_BYTES = 1 << 24
+ATTEMPTS = 3
+"""At reading a range."""
+_FIRST_PAUSE_SECONDS, _SERVER_ERROR = 0.1, 500
 _SPECIAL = {stat.S_IFIFO: "a FIFO", stat.S_IFSOCK: "a socket", stat.S_IFCHR: "a device", stat.S_IFBLK: "a device"}
 
 
@@ -168,14 +172,55 @@ def file_size(path: Location) -> int | None:
 
 def read_range(path: RemotePath, start: int, num_bytes: int) -> bytes:
     """Bytes start .. start + num_bytes of a file; fewer at its end. Safe to call from several threads."""
-    return cast(bytes, _system(path.url).cat_file(path.url, start=start, end=start + num_bytes))
+    return read_ranges(path, [(start, num_bytes)])[0]
 
 
 def read_ranges(path: RemotePath, ranges: list[tuple[int, int]]) -> list[bytes]:
-    """Several (start, number of bytes) of one file, fetched at the same time."""
+    """Several (start, number of bytes) of one file, fetched at the same time, over connections that stay open.
+
+    What may pass by itself (a lost connection, a server that is busy) is tried ATTEMPTS times. Raises OSError then, and
+    DataError for a server that does not know ranges.
+    """
     starts = [start for start, _ in ranges]
     ends = [start + num_bytes for start, num_bytes in ranges]
-    return cast(list[bytes], _system(path.url).cat_ranges([path.url] * len(ranges), starts, ends, on_error="raise"))
+    for attempt in range(1, ATTEMPTS + 1):
+        try:
+            found = _system(path.url).cat_ranges([path.url] * len(ranges), starts, ends, on_error="raise")
+            break
+        except Exception as error:
+            if attempt == ATTEMPTS or not _may_pass(error):
+                raise _as_os_error(error, path) from error
+            time.sleep(_FIRST_PAUSE_SECONDS * 4 ** (attempt - 1))
+    for (_, num_bytes), data in zip(ranges, found, strict=True):
+        if len(data) > num_bytes:
+            raise DataError(
+                path,
+                expected=f"{num_bytes} bytes of it, as asked for",
+                found=f"{len(data)} bytes",
+                remedy="serve it by a server that answers range requests, such as nginx (python -m http.server cannot)",
+            )
+    return cast(list[bytes], found)
+
+
+def _may_pass(error: Exception) -> bool:
+    if isinstance(error, FileNotFoundError | PermissionError):
+        return False
+    status = getattr(error, "status", None)  # of an answer, in aiohttp
+    return status >= _SERVER_ERROR if isinstance(status, int) else isinstance(error, OSError) or _is_of_client(error)
+
+
+def _is_of_client(error: Exception) -> bool:
+    return type(error).__module__.partition(".")[0] in ("aiohttp", "botocore")
+
+
+def _as_os_error(error: Exception, path: RemotePath) -> Exception:
+    """The error as tools expect them: those of web clients are no OSError."""
+    if isinstance(error, OSError) and str(error):
+        error.add_note(f"while reading {path}")
+        return error
+    if isinstance(error, OSError) or _is_of_client(error):
+        return ConnectionError(f"{path}: cannot be read: {error or type(error).__name__}")
+    return error
 
 
 @contextmanager

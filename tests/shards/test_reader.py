@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import pickle
 import shutil
 import tarfile
@@ -96,8 +97,8 @@ def test_a_pickled_set_opens_again_and_a_closed_one_reads_on(root):
 def test_one_read_covers_image_and_mask(root, monkeypatch):
     with ShardSet.open(root) as shard_set:
         calls = []
-        pread = reader.os.pread
-        monkeypatch.setattr(reader.os, "pread", lambda *arguments: calls.append(arguments) or pread(*arguments))
+        pread = os.pread
+        monkeypatch.setattr(os, "pread", lambda *arguments: calls.append(arguments) or pread(*arguments))
         assert shard_set.read(0).mask is not None
         assert len(calls) == 1
 
