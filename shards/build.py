@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from shards.errors import DataError
-from shards.findings import REJECTED, Finding, Findings
+from shards.findings import Finding, Findings, write_findings
 from shards.index import INDEX_FOLDER, write_index
 from shards.jobs import Progress, Report, ShardJob
 from shards.locks import hold_build, hold_claim
@@ -159,7 +159,7 @@ def _complete(request: BuildRequest, plan: Plan, jobs: list[ShardJob]) -> Manife
         raise _nothing_usable(request, plan, findings)
     _remove_others(request, {facts.name for _, facts in kept})
     write_index(root / INDEX_FOLDER, (job.read_rows() for job, _ in kept))
-    write_bytes(root / REJECTED, b"".join(finding.encode() for finding in findings))
+    rejected = write_findings(root, findings)
     severities = Counter(finding.severity for finding in findings)
     manifest = Manifest(
         name=request.data_set,
@@ -175,6 +175,7 @@ def _complete(request: BuildRequest, plan: Plan, jobs: list[ShardJob]) -> Manife
         num_frames=sum(facts.frames for _, facts in kept),
         refused=severities["refused"],
         warnings=severities["warning"] + severities["repaired"],
+        rejected_sha256=rejected,
     )
     write_bytes(root / MANIFEST, manifest.encode())
     return manifest

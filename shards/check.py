@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
@@ -15,11 +16,11 @@ from shards.check_shard import CheckedShard, Problem, check_shards, hash_file
 from shards.errors import DataError
 from shards.findings import REJECTED, read_findings
 from shards.index import INDEX_FILES, INDEX_FOLDER, Batches, write_index
-from shards.links import shard_locations
-from shards.manifest import MANIFEST, Manifest, ShardFacts, read_manifest
+from shards.links import LINK_AGAIN, LINKS_FILE, is_canonical, shard_locations
+from shards.manifest import MANIFEST, SEAL, Manifest, ShardFacts, read_manifest
 from shards.reader import ShardSet
 from shards.scan import scan_shard
-from shards.storage import Location
+from shards.storage import Location, write_bytes
 
 _REBUILD = "run tools/check.py --rebuild-index on the set"
 _COPY = "copy the set again from where it was built, or build it again"
@@ -40,7 +41,7 @@ def check_set(root: Location, jobs: int, report: Callable[[ShardFacts], None]) -
     whose counts do not fit. Raises DataError if there is no readable manifest.
     """
     manifest = read_manifest(root)
-    problems = list(_check_folder(root, manifest))
+    problems = list(check_folder(root, manifest))
     checked: list[CheckedShard] = []
     with tempfile.TemporaryDirectory(prefix="vosforge-check-") as temporary:
         derived = Path(temporary)
@@ -58,7 +59,7 @@ def check_set(root: Location, jobs: int, report: Callable[[ShardFacts], None]) -
 
 
 def rebuild_index(root: Location) -> Manifest:
-    """Make the index again from the tars and the manifest alone.
+    """Make the index again from the tars and the manifest alone; a manifest without fingerprint gets its own.
 
     Raises DataError, and leaves the index as it is, if a tar is not the one that was built: an index made from changed
     bytes would hold their checksums, and every later read would find them sound.
@@ -69,6 +70,8 @@ def rebuild_index(root: Location) -> Manifest:
         _require_unchanged(path, facts)
     rows = (scan_shard(path, manifest.mask_codec, facts.selected) for path, facts in shards)
     write_index(root / INDEX_FOLDER, rows)
+    if (root / MANIFEST).read_bytes() != manifest.encode():
+        write_bytes(root / MANIFEST, manifest.encode())
     return manifest
 
 
@@ -94,10 +97,15 @@ def _rows(
         report(shard.facts)
 
 
-def _check_folder(root: Location, manifest: Manifest) -> Iterator[Problem]:
+def check_folder(root: Location, manifest: Manifest) -> Iterator[Problem]:
     """Files beside the shards: the manifest's own bytes, rejected.jsonl, tars that do not belong."""
-    if (root / MANIFEST).read_bytes() != manifest.encode():
+    written = (root / MANIFEST).read_bytes()
+    if b'"fingerprint"' not in written:
+        yield Problem(str(root / MANIFEST), "holds no fingerprint: an older version wrote it", SEAL)
+    elif written != manifest.encode():
         yield Problem(str(root / MANIFEST), "not in canonical form: somebody edited it", _COPY)
+    if (root / LINKS_FILE).is_file() and not is_canonical(root):
+        yield Problem(str(root / LINKS_FILE), "not in canonical form: somebody edited it", LINK_AGAIN)
     strangers = {path.name for path in root.glob("*.tar")} - {facts.name for facts in manifest.shards}
     for name in sorted(strangers):
         yield Problem(str(root / name), "a tar that the manifest does not list", "remove it")
@@ -106,6 +114,9 @@ def _check_folder(root: Location, manifest: Manifest) -> Iterator[Problem]:
     except (OSError, ValueError, TypeError) as error:
         yield Problem(str(root / REJECTED), f"cannot be read: {error}", _COPY)
         return
+    sha256 = hashlib.sha256((root / REJECTED).read_bytes()).hexdigest()
+    if manifest.rejected_sha256 not in (None, sha256):
+        yield Problem(str(root / REJECTED), f"SHA-256 {sha256}, the manifest says {manifest.rejected_sha256}", _COPY)
     found = severities["refused"], severities["repaired"] + severities["warning"]
     if found != (manifest.refused, manifest.warnings):
         wanted = (manifest.refused, manifest.warnings)

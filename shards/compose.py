@@ -14,7 +14,7 @@ from typing import Literal, get_args
 import numpy as np
 
 from shards.errors import DataError
-from shards.findings import REJECTED, Finding, read_findings
+from shards.findings import REJECTED, Finding, read_findings, write_findings
 from shards.index import INDEX_FOLDER, Batches, IndexTables, take_videos, write_index
 from shards.links import LINKS_FILE, check_sizes, encode_links, shard_locations
 from shards.manifest import MANIFEST, Manifest, ShardFacts, format_places, parse_places, read_manifest
@@ -186,7 +186,7 @@ def _write(
 def _complete(out: Location, base: Manifest, pieces: Sequence[Piece], findings: Sequence[Finding]) -> Manifest:
     """Index, rejected.jsonl and manifest over pieces whose tars are in place. base: what does not follow from them."""
     write_index(out / INDEX_FOLDER, (piece.batches() for piece in pieces))
-    write_bytes(out / REJECTED, b"".join(finding.encode() for finding in findings))
+    rejected = write_findings(out, findings)
     shards = tuple(piece.facts for piece in pieces)
     refused = sum(finding.severity == "refused" for finding in findings)
     manifest = dataclasses.replace(
@@ -197,6 +197,7 @@ def _complete(out: Location, base: Manifest, pieces: Sequence[Piece], findings: 
         num_frames=sum(facts.frames for facts in shards),
         refused=refused,
         warnings=len(findings) - refused,
+        rejected_sha256=rejected,
     )
     write_bytes(out / MANIFEST, manifest.encode())
     return manifest

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
 from shards.errors import DataError
-from shards.storage import Location
+from shards.storage import Location, write_bytes
 
 REJECTED = "rejected.jsonl"
 # What is done about everything refused: a video that lacks a frame or a mask is not the video of the data set.
@@ -80,6 +81,13 @@ class Findings:
         """`add` each."""
         for finding in findings:
             self.add(finding)
+
+
+def write_findings(root: Location, findings: Iterable[Finding]) -> str:
+    """Write the findings of a set; SHA-256 of the file for its manifest."""
+    data = b"".join(finding.encode() for finding in findings)
+    write_bytes(root / REJECTED, data)
+    return hashlib.sha256(data).hexdigest()
 
 
 def read_findings(root: Location) -> list[Finding]:

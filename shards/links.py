@@ -15,22 +15,31 @@ from shards.manifest import Manifest, encode_json
 from shards.storage import Location, RemotePath, list_folder, locate
 
 LINKS_FILE = "links.json"
+LINK_AGAIN = "make the view or union again with tools/datasets.py"
 
 
 def shard_locations(root: Location, manifest: Manifest) -> list[Location]:
     """Where each shard of the manifest lies: in the set's own folder unless links.json names another place."""
-    links: dict[str, str] = {}
-    if manifest.parents and (root / LINKS_FILE).is_file():
-        try:
-            links = dict(json.loads((root / LINKS_FILE).read_bytes()))
-        except (ValueError, TypeError) as error:
-            raise DataError(
-                root / LINKS_FILE,
-                expected="the place of each shard, as JSON",
-                found=f"something else ({error})",
-                remedy="make the view or union again with tools/datasets.py",
-            ) from None
+    linked = bool(manifest.parents) and (root / LINKS_FILE).is_file()
+    links = _read_links(root) if linked else {}
     return [_resolve(root, links.get(facts.name, facts.name)) for facts in manifest.shards]
+
+
+def _read_links(root: Location) -> dict[str, str]:
+    try:
+        return dict(json.loads((root / LINKS_FILE).read_bytes()))
+    except (ValueError, TypeError) as error:
+        raise DataError(
+            root / LINKS_FILE,
+            expected="the place of each shard, as JSON",
+            found=f"something else ({error})",
+            remedy=LINK_AGAIN,
+        ) from None
+
+
+def is_canonical(root: Location) -> bool:
+    """Whether links.json, which must be there, is spelled as it was written. Raises DataError if it is damaged."""
+    return (root / LINKS_FILE).read_bytes() == encode_json(_read_links(root))
 
 
 def encode_links(root: Location, targets: Mapping[str, Location]) -> bytes:
@@ -49,12 +58,13 @@ def check_sizes(root: Location, manifest: Manifest) -> None:
         sizes = listed[path.parent]
         if sizes is not None and sizes.get(path.name) != facts.bytes:
             found = f"{sizes[path.name]} bytes" if path.name in sizes else "no file"
-            linked = f", or correct {root / LINKS_FILE}" if path.parent != root else ""
+            moved = f"put the set it belongs to back, or correct {root / LINKS_FILE}, or {LINK_AGAIN}"
+            copy = "copy it again from where the set was built, or build the set again"
             raise DataError(
                 path,
                 expected=f"a shard of {facts.bytes} bytes",
                 found=found,
-                remedy=f"copy it again from where the set was built, or build the set again{linked}",
+                remedy=moved if path.parent != root and path.name not in sizes else copy,
             )
 
 

@@ -1,22 +1,31 @@
-"""manifest.json: what a finished shard set holds. Written last; its hash is the fingerprint of the data set."""
+"""manifest.json: what a finished shard set holds. Written last; its hash is the fingerprint of the data set.
+
+The file holds that hash itself, so a manifest that was changed is noticed by whoever reads it.
+"""
 
 from __future__ import annotations
 
 import dataclasses
 import hashlib
 import json
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from shards.errors import DataError
 from shards.masks import ALL_CODECS, MaskCodec
 from shards.storage import Location
 
+logger = logging.getLogger(__name__)
+
 FORMAT_VERSION = 1
 # Changes when the writer changes the bytes it makes, not with every release: it is part of the fingerprint.
 CREATED_BY = "vosforge shards 1"
 MANIFEST = "manifest.json"
+_FINGERPRINT = "fingerprint"
+SEAL = "tools/check.py --rebuild-index proves the shards and puts it in"
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +51,8 @@ class Manifest:
     has. source: SHA-256 over the input's names and sizes and the arguments of the build (`Plan.digest`); "" for a set
     made of others, whose fingerprints are in parents.
     options: what was asked of the source beside the default, such as scaling (`SourceOptions.record`).
-    refused / warnings: how many lines of rejected.jsonl are refusals, and how many are not.
+    refused / warnings: how many lines of rejected.jsonl are refusals, and how many are not. rejected_sha256: of that
+    file; None in manifests written before there was this sum.
     """
 
     name: str
@@ -61,15 +71,22 @@ class Manifest:
     options: dict[str, Any] = field(default_factory=dict)
     format_version: int = FORMAT_VERSION
     created_by: str = CREATED_BY
+    rejected_sha256: str | None = None
 
     def encode(self) -> bytes:
-        """Canonical JSON: sorted keys, UTF-8, one line feed at the end."""
-        return encode_json(dataclasses.asdict(self))
+        """Canonical JSON with the fingerprint: sorted keys, UTF-8, one line feed at the end."""
+        return encode_json(self._fields() | {_FINGERPRINT: self.fingerprint})
 
     @property
     def fingerprint(self) -> str:
-        """SHA-256 of the canonical manifest, 64 hexadecimal digits."""
-        return hashlib.sha256(self.encode()).hexdigest()
+        """SHA-256 of the canonical manifest without its key `fingerprint`, 64 hexadecimal digits."""
+        return _hash(self._fields())
+
+    def _fields(self) -> dict[str, Any]:
+        fields = dataclasses.asdict(self)
+        if self.rejected_sha256 is None:
+            del fields["rejected_sha256"]  # so that older sets keep their fingerprints
+        return fields
 
 
 def parse_places(text: str) -> tuple[int, ...]:
@@ -100,27 +117,59 @@ def encode_json(value: Any) -> bytes:
 
 
 def read_manifest(root: Location) -> Manifest:
-    """Manifest of a finished set. Raises DataError if there is none or it is not one of ours."""
+    """Manifest of a finished set. Raises DataError if there is none, it is not one of ours, or it was changed."""
     path = root / MANIFEST
     if not path.is_file():
+        raise _no_set(root)
+    try:
+        fields = json.loads(path.read_bytes())
+        claimed = _require_version(fields).pop(_FINGERPRINT, None)
+        found = _hash(fields)
+        manifest = _parse(fields)
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise DataError(
             path,
-            expected="the manifest of a finished shard set",
-            found="none" if root.is_dir() else "no such folder",
-            remedy="give the folder that tools/shard.py made, or run it again to finish an interrupted build",
-        )
-    try:
-        return _parse(json.loads(path.read_bytes()))
-    except (ValueError, TypeError, KeyError) as error:
-        raise DataError(
-            path, expected=f"a manifest of format {FORMAT_VERSION}", found=f"{error}", remedy="build the set again"
+            expected=f"a manifest of format {FORMAT_VERSION}",
+            found=f"{error}",
+            remedy="copy it again from where the set was built, or build the set again",
         ) from None
+    if claimed is None:
+        logger.warning(
+            "%s holds no fingerprint (an older version wrote it), so a change is not noticed; %s", path, SEAL
+        )
+    elif claimed != found:
+        raise DataError(
+            path,
+            expected=f"contents of the fingerprint it holds, {claimed}",
+            found=f"those of {found}: it was edited or damaged",
+            remedy="copy it again from where the set was built, or build the set again",
+        )
+    return manifest
 
 
-def _parse(fields: Any) -> Manifest:
-    version = fields["format_version"]
-    if version != FORMAT_VERSION:
-        raise ValueError(f"format {version!r}")
+def _no_set(root: Location) -> DataError:
+    found, remedy = "none", "give the folder that tools/shard.py made, or run it again to finish an interrupted build"
+    sets = sorted(str(path.parent) for path in root.glob(f"*/{MANIFEST}")) if isinstance(root, Path) else []
+    if sets:
+        remedy = f"give the folder of a set: {', '.join(sets[:4])}{', ...' * (len(sets) > 4)}"
+    elif root.is_file():
+        found, remedy = "a file", f"give the folder of the set it belongs to, {root.parent}"
+    elif not root.is_dir():
+        found, remedy = "no such folder", "give the folder that tools/shard.py made"
+    return DataError(root / MANIFEST, expected="the manifest of a finished shard set", found=found, remedy=remedy)
+
+
+def _hash(fields: dict[str, Any]) -> str:
+    return hashlib.sha256(encode_json(fields)).hexdigest()
+
+
+def _require_version(fields: dict[str, Any]) -> dict[str, Any]:
+    if fields["format_version"] != FORMAT_VERSION:
+        raise ValueError(f"format {fields['format_version']!r}")
+    return fields
+
+
+def _parse(fields: dict[str, Any]) -> Manifest:
     if fields["mask_codec"] not in ALL_CODECS:
         raise ValueError(f"mask codec {fields['mask_codec']!r}")
     shards = tuple(ShardFacts(**facts) for facts in fields.pop("shards"))

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import shutil
 
 import numpy as np
 import pytest
 import simplejpeg
 
-from shards.check import check_set, rebuild_index
+from shards.check import check_folder, check_set, rebuild_index
+from shards.compose import append_set, merge_sets, write_subset
 from shards.errors import DataError
 from shards.images import decode_strictly
-from shards.manifest import read_manifest
+from shards.manifest import encode_json, read_manifest
 from shards.reader import ShardSet
 from shards.storage import write_bytes
-from tests.shards.small_tree import build_set, jpeg
+from tests.shards.small_tree import build_set, jpeg, label_maps, write_tree
 
 
 def silent(facts):
@@ -27,8 +30,6 @@ def problems(root, jobs=1):
 
 @pytest.fixture(scope="module")
 def built(tmp_path_factory):
-    from tests.shards.small_tree import label_maps, write_tree
-
     folder = tmp_path_factory.mktemp("check")
     tree = write_tree(folder / "tree", {"bear": label_maps(3, (1, 2)), "cup": [*label_maps(1, (3,)), None]})
     return build_set(tree, folder / "out", shard_size=8_000).root
@@ -127,13 +128,49 @@ def test_missing_cut_and_extra_tars_are_found(root):
     assert [problem.found for problem in problems(root)] == ["a tar that the manifest does not list"]
 
 
-def test_a_manifest_with_other_counts_or_edited_by_hand_is_found(root):
+def sealed(manifest):
+    """The bytes of a manifest with these keys and a fingerprint that fits them, as somebody who lies would make it."""
+    fields = {key: value for key, value in manifest.items() if key != "fingerprint"}
+    return encode_json(fields | {"fingerprint": hashlib.sha256(encode_json(fields)).hexdigest()})
+
+
+@pytest.mark.parametrize("made", ["built", "view", "union", "grown"])
+def test_every_flipped_byte_of_the_small_files_is_found(root, tmp_path, made):
+    """Ids and counts can be derived from the tars; kind, options, parents and remarks cannot: they have sums."""
+    if made == "view":
+        write_subset(root, tmp_path / "some", ["cup"])
+    elif made == "union":
+        merge_sets([root], tmp_path / "some")
+    elif made == "grown":
+        append_set(root, build_set(write_tree(tmp_path / "t", {"zebra": label_maps(2, (1,))}), tmp_path / "new").root)
+    made_set = tmp_path / "some" if (tmp_path / "some").is_dir() else root
+    generator = np.random.default_rng(3)
+    small = [path for path in made_set.rglob("*.json*") if path.is_file()]
+    assert len(small) == 3 + (made in ("view", "union"))
+    for path in small:
+        sound = path.read_bytes()
+        assert problems(made_set) == () and sound
+        for position in generator.integers(0, len(sound), 24):
+            flip(path, int(position), int(generator.integers(8)))
+            assert is_found(made_set), (path.name, int(position), path.read_bytes())
+            path.write_bytes(sound)
+
+
+def is_found(root):
+    try:
+        return bool(list(check_folder(root, read_manifest(root)))) or bool(problems(root))
+    except DataError:
+        return True
+
+
+def test_a_changed_manifest_is_refused_by_whoever_reads_it(root):
     path = root / "manifest.json"
     sound = path.read_bytes()
-    path.write_bytes(sound.replace(b'"num_videos": 2', b'"num_videos": 3'))
-    assert any(problem.found == "videos: 3, the tars hold 2" for problem in problems(root))
-    path.write_bytes(sound.replace(b'"train": 2', b'"train": 1'))
-    assert any(problem.found == "splits: {'train': 1}, the tars hold {'train': 2}" for problem in problems(root))
+    for before, after in ((b'"kind": "davis2017"', b'"kind": "davis2016"'), (b'"num_videos": 2', b'"num_videos": 3')):
+        path.write_bytes(sound.replace(before, after))
+        for read in (problems, ShardSet.open):
+            with pytest.raises(DataError, match=r"manifest\.json: expected contents of the fingerprint it holds"):
+                read(root)
     path.write_bytes(sound.replace(b"\n", b""))
     assert [problem.found for problem in problems(root)] == ["not in canonical form: somebody edited it"]
     path.write_bytes(sound.replace(b'"format_version": 1', b'"format_version": 2'))
@@ -144,10 +181,51 @@ def test_a_manifest_with_other_counts_or_edited_by_hand_is_found(root):
         problems(root)
 
 
+def test_counts_that_are_not_those_of_the_tars_are_found_whatever_fingerprint_vouches_for_them(root):
+    path = root / "manifest.json"
+    fields = json.loads(path.read_bytes())
+    path.write_bytes(sealed(fields | {"num_videos": 3}))
+    assert any(problem.found == "videos: 3, the tars hold 2" for problem in problems(root))
+    path.write_bytes(sealed(fields | {"splits": {"train": 1}}))
+    assert any(problem.found == "splits: {'train': 1}, the tars hold {'train': 2}" for problem in problems(root))
+
+
+def test_a_manifest_of_an_older_version_is_read_with_a_warning_and_gets_its_fingerprint(root, caplog):
+    path = root / "manifest.json"
+    sound = path.read_bytes()
+    fields = json.loads(sound)
+    fingerprint = fields.pop("fingerprint")
+    path.write_bytes(encode_json(fields))
+    assert read_manifest(root).fingerprint == fingerprint
+    assert "holds no fingerprint" in caplog.text and "--rebuild-index" in caplog.text
+    (found,) = problems(root)
+    assert "an older version wrote it" in found.found and "--rebuild-index" in found.remedy
+    rebuild_index(root)
+    assert path.read_bytes() == sound and problems(root) == ()
+
+
+def test_a_path_that_is_no_set_gets_the_right_advice(root, tmp_path):
+    with pytest.raises(DataError, match=rf"found none; give the folder of a set: {root}"):
+        read_manifest(root.parent)
+    tar = root / read_manifest(root).shards[0].name
+    with pytest.raises(DataError, match=rf"found a file; give the folder of the set it belongs to, {root}$"):
+        read_manifest(tar)
+    with pytest.raises(DataError, match=r"found no such folder; give the folder that tools/shard\.py made"):
+        read_manifest(tmp_path / "nowhere")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(DataError, match=r"found none; give the folder that tools/shard\.py made, or run it again"):
+        read_manifest(tmp_path / "empty")
+
+
 def test_a_list_of_refusals_that_does_not_fit_is_found(root):
-    write_bytes(root / "rejected.jsonl", b"{}\n")
+    path = root / "rejected.jsonl"
+    sound = path.read_bytes()
+    assert sound.count(b"\n") == 1
+    path.write_bytes(sound.replace(b"short video", b"shirt video"))
+    assert [problem.found.partition(" ")[0] for problem in problems(root)] == ["SHA-256"]
+    write_bytes(path, b"{}\n")
     assert "cannot be read" in problems(root)[0].found
-    (root / "rejected.jsonl").unlink()
+    path.unlink()
     assert "cannot be read" in problems(root)[0].found
 
 
