@@ -57,16 +57,16 @@ class Bottleneck(nn.Module):
         return F.relu(self.bn3(self.conv3(branch)) + shortcut)
 
 
-class BiasedBasicBlock(nn.Module):
-    """Two 3x3 convolutions with biases, the first with the stride: (B, C, h, w) -> (B, num_out, h/stride, w/stride)."""
+class BasicBlock(nn.Module):
+    """Two 3x3 convolutions, the first with the stride: (B, C, h, w) -> (B, num_out, h/stride, w/stride)."""
 
-    def __init__(self, num_in: int, num_out: int, stride: int) -> None:
+    def __init__(self, num_in: int, num_out: int, stride: int, *, bias: bool) -> None:
         super().__init__()
-        self.conv1 = nn.Conv2d(num_in, num_out, 3, stride, padding=1)
+        self.conv1 = nn.Conv2d(num_in, num_out, 3, stride, padding=1, bias=bias)
         self.bn1 = FrozenBatchNorm(num_out)
-        self.conv2 = nn.Conv2d(num_out, num_out, 3, padding=1)
+        self.conv2 = nn.Conv2d(num_out, num_out, 3, padding=1, bias=bias)
         self.bn2 = FrozenBatchNorm(num_out)
-        self.downsample = None if num_in == num_out else _shortcut(num_in, num_out, stride, bias=True)
+        self.downsample = None if num_in == num_out else _shortcut(num_in, num_out, stride, bias=bias)
 
     def forward(self, features: Tensor) -> Tensor:
         branch = F.relu(self.bn1(self.conv1(features)))
@@ -89,9 +89,9 @@ class ResNet50Trunk(nn.Module):
         super().__init__()
         self.conv1 = nn.Conv2d(3, base, 7, stride=2, padding=3, bias=False)
         self.bn1 = FrozenBatchNorm(base)
-        self.res2 = _bottlenecks(base, base, num_blocks=3, stride=1)
-        self.layer2 = _bottlenecks(4 * base, 2 * base, num_blocks=4, stride=2)
-        self.layer3 = _bottlenecks(8 * base, 4 * base, num_blocks=6, stride=2)
+        self.res2 = bottlenecks(base, base, num_blocks=3, stride=1)
+        self.layer2 = bottlenecks(4 * base, 2 * base, num_blocks=4, stride=2)
+        self.layer3 = bottlenecks(8 * base, 4 * base, num_blocks=6, stride=2)
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         stem = F.max_pool2d(F.relu(self.bn1(self.conv1(images))), 3, stride=2, padding=1)
@@ -100,7 +100,8 @@ class ResNet50Trunk(nn.Module):
         return self.layer3(f8), f8, f4
 
 
-def _bottlenecks(num_in: int, num_inner: int, *, num_blocks: int, stride: int) -> nn.Sequential:
+def bottlenecks(num_in: int, num_inner: int, *, num_blocks: int, stride: int) -> nn.Sequential:
+    """A stage of a ResNet: (B, num_in, h, w) -> (B, 4*num_inner, h/stride, w/stride)."""
     later = [Bottleneck(4 * num_inner, num_inner, 1) for _ in range(num_blocks - 1)]
     return nn.Sequential(Bottleneck(num_in, num_inner, stride), *later)
 
@@ -115,17 +116,20 @@ class BiasedResNet18Trunk(nn.Module):
         super().__init__()
         self.conv1 = nn.Conv2d(num_in, base, 7, stride=2, padding=3)
         self.bn1 = FrozenBatchNorm(base)
-        self.layer1 = _basic_blocks(base, base, stride=1)
-        self.layer2 = _basic_blocks(base, 2 * base, stride=2)
-        self.layer3 = _basic_blocks(2 * base, 4 * base, stride=2)
+        self.layer1 = basic_blocks(base, base, stride=1, bias=True)
+        self.layer2 = basic_blocks(base, 2 * base, stride=2, bias=True)
+        self.layer3 = basic_blocks(2 * base, 4 * base, stride=2, bias=True)
 
     def features(self, inputs: Tensor) -> Tensor:
         stem = F.max_pool2d(F.relu(self.bn1(self.conv1(inputs))), 3, stride=2, padding=1)
         return self.layer3(self.layer2(self.layer1(stem)))
 
 
-def _basic_blocks(num_in: int, num_out: int, *, stride: int) -> nn.Sequential:
-    return nn.Sequential(BiasedBasicBlock(num_in, num_out, stride), BiasedBasicBlock(num_out, num_out, 1))
+def basic_blocks(num_in: int, num_out: int, *, stride: int, bias: bool) -> nn.Sequential:
+    """A stage of ResNet-18: (B, num_in, h, w) -> (B, num_out, h/stride, w/stride)."""
+    return nn.Sequential(
+        BasicBlock(num_in, num_out, stride, bias=bias), BasicBlock(num_out, num_out, stride=1, bias=bias)
+    )
 
 
 @torch.no_grad()
@@ -146,7 +150,7 @@ def initialise_trunk(trunk: nn.Module, generator: torch.Generator) -> None:
     for block in trunk.modules():
         if isinstance(block, Bottleneck):
             _damp(block.bn3, block.downsample, generator)
-        elif isinstance(block, BiasedBasicBlock):
+        elif isinstance(block, BasicBlock):
             _damp(block.bn2, block.downsample, generator)
     stem = trunk.get_parameter("conv1.weight")
     if stem.shape[1] > 3:
@@ -175,13 +179,14 @@ def orthogonal_stem(num_out: int, num_extra: int, generator: torch.Generator) ->
 def load_imagenet(trunk: nn.Module, path: Path) -> None:
     """Copy ImageNet weights (a torchvision state dict in a local file) into a trunk of this module.
 
-    `layer1` of the file becomes `res2` where the trunk has one; `layer4` and `fc` are dropped; convolution biases,
-    which the file does not have, become 0; input channels after the third keep their start. Raises ValueError listing
+    `layer1` of the file becomes `res2` where the trunk has one, and `layer2` and `layer3` `res3` and `res4`; `layer4`
+    and `fc` are dropped; convolution biases, which the file does not have, become 0; input channels after the third
+    keep their start. Raises ValueError listing
     every name that is missing, unexpected or of another shape, or naming a tensor that is not finite; the trunk is
     untouched then. The published weights are torchvision's V1 files, resnet50-19c8e357 and resnet18-5c106cde.
     """
     target = _imagenet_part(trunk)
-    source = _read_imagenet(path, first_stage="res2" if "res2.0.conv1.weight" in target else "layer1")
+    source = _read_imagenet(path, _stage_names(target))
     optional = {name for name in target if re.search(r"(conv\d|downsample\.0)\.bias$|num_batches_tracked$", name)}
     problems = [f"missing {name}" for name in sorted(target.keys() - source.keys() - optional)]
     problems += [f"unexpected {name}" for name in sorted(source.keys() - target.keys())]
@@ -202,18 +207,26 @@ def load_imagenet(trunk: nn.Module, path: Path) -> None:
 def _imagenet_part(trunk: nn.Module) -> dict[str, Tensor]:
     """What ImageNet weights can fill: the trunk without extra input channels, and nothing else the module holds."""
     state = {
-        name: tensor for name, tensor in trunk.state_dict().items() if re.match(r"(conv1|bn1|res2|layer\d)\.", name)
+        name: tensor for name, tensor in trunk.state_dict().items() if re.match(r"(conv1|bn1|res\d|layer\d)\.", name)
     }
     state["conv1.weight"] = state["conv1.weight"][:, :3]
     return state
 
 
-def _read_imagenet(path: Path, *, first_stage: str) -> dict[str, Tensor]:
+def _stage_names(target: Mapping[str, Tensor]) -> dict[str, str]:
+    """torchvision's names of the stages -> those of a trunk."""
+    return {
+        f"layer{stage}": f"res{stage + 1}" if f"res{stage + 1}.0.conv1.weight" in target else f"layer{stage}"
+        for stage in (1, 2, 3)
+    }
+
+
+def _read_imagenet(path: Path, stages: Mapping[str, str]) -> dict[str, Tensor]:
     content = read_tensors(path)
     if not isinstance(content, Mapping):
         raise ValueError(f"{path}: expected a state dict (names to tensors), found a {type(content).__name__}")
     return {
-        re.sub(r"^layer1\.", f"{first_stage}.", str(name)): tensor
+        re.sub(r"^layer[123](?=\.)", lambda found: stages[found.group()], str(name)): tensor
         for name, tensor in content.items()
         if not str(name).startswith(("layer4.", "fc."))
     }
