@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from io import BytesIO
 from pathlib import Path
 
@@ -34,10 +34,17 @@ def overlay(image: NDArray[np.uint8], labels: NDArray[np.uint8], opacity: float 
     return np.asarray(result, np.uint8)
 
 
-def sheet(rows: Sequence[Sequence[NDArray[np.uint8]]], captions: Sequence[str], cell_height_px: int) -> Image.Image:
+def sheet(
+    rows: Sequence[Sequence[NDArray[np.uint8]]],
+    captions: Sequence[str],
+    cell_height_px: int,
+    *,
+    headings: Sequence[str] = (),
+) -> Image.Image:
     """A contact sheet: each row is a caption over its pictures ((H, W, 3) uint8), all scaled to `cell_height_px`.
 
-    Rows may differ in length; ValueError if rows and captions do not match in number.
+    Rows may differ in length. headings: one per picture of the first row, drawn once above all.
+    ValueError if rows and captions do not match in number.
     """
     if len(rows) != len(captions) or not rows:
         raise ValueError(f"a sheet needs one caption per row, got {len(rows)} rows and {len(captions)} captions")
@@ -45,10 +52,15 @@ def sheet(rows: Sequence[Sequence[NDArray[np.uint8]]], captions: Sequence[str], 
     cells = [[_scale(picture, cell_height_px) for picture in row] for row in rows]
     width = max(sum(cell.shape[1] + gap for cell in row) for row in cells) + gap
     row_height = cell_height_px + _CAPTION_PX + gap
-    canvas = Image.new("RGB", (width, row_height * len(rows) + gap), (24, 24, 28))
+    top = gap + (_CAPTION_PX if headings else 0)
+    canvas = Image.new("RGB", (width, top + row_height * len(rows)), (24, 24, 28))
     draw = ImageDraw.Draw(canvas)
+    x = gap
+    for heading, cell in zip(headings, cells[0], strict=False):
+        draw.text((x, gap), heading, fill=(255, 214, 120))
+        x += cell.shape[1] + gap
     for number, (row, caption) in enumerate(zip(cells, captions, strict=True)):
-        x, y = gap, gap + number * row_height
+        x, y = gap, top + number * row_height
         draw.text((x, y), caption, fill=(225, 225, 225))
         for cell in row:
             canvas.paste(Image.fromarray(cell), (x, y + _CAPTION_PX))
@@ -56,10 +68,16 @@ def sheet(rows: Sequence[Sequence[NDArray[np.uint8]]], captions: Sequence[str], 
     return canvas
 
 
-def clip_rows(batch: Batch) -> tuple[list[list[NDArray[np.uint8]]], list[str]]:
+def clip_headings(num_frames: int) -> list[str]:
+    """What `clip_rows` shows in each column."""
+    return ["frame 0, the mask it starts from", *(f"frame {frame}, true mask" for frame in range(num_frames))]
+
+
+def clip_rows(batch: Batch, describe: Callable[[ClipPlan], str]) -> tuple[list[list[NDArray[np.uint8]]], list[str]]:
     """Rows and captions of `sheet` for the clips of a batch, as the trainer sees them: slots over augmented images.
 
-    The first picture of a row shows the damaged first masks the model starts from.
+    The first picture of a row shows the damaged first masks the model starts from (`clip_headings`). describe: where a
+    clip comes from (`ClipSource.describe`).
     """
     mean, deviation = np.array(IMAGE_MEAN), np.array(IMAGE_DEVIATION)
     rows, captions = [], []
@@ -72,7 +90,7 @@ def clip_rows(batch: Batch) -> tuple[list[list[NDArray[np.uint8]]], list[str]]:
         row = [overlay(pixels[0], damaged.max(axis=0))]
         row += [overlay(image, mask) for image, mask in zip(pixels, masks, strict=True)]
         rows.append(row)
-        captions.append(_caption(plan, int(batch.num_objects[position])))
+        captions.append(f"{describe(plan)}; {_facts(plan, int(batch.num_objects[position]))}")
     return rows, captions
 
 
@@ -84,13 +102,10 @@ def save_png(picture: Image.Image, path: Path) -> None:
     write_bytes(path, data.getvalue())
 
 
-def _caption(plan: ClipPlan, num_objects: int) -> str:
-    gaps = [after - before for before, after in zip(plan.frames, plan.frames[1:], strict=False)]
-    damage = "none" if plan.damage_iou is None else f"to IoU {plan.damage_iou:.2f}"
-    return (
-        f"clip {plan.number}  video row {plan.video}  gaps {gaps}  slots {num_objects}  "
-        f"ids {list(plan.object_ids)}  first-mask damage {damage}"
-    )
+def _facts(plan: ClipPlan, num_objects: int) -> str:
+    """How many objects survived the warp, and what was done to their first masks."""
+    damage = "undamaged" if plan.damage_iou is None else f"damaged to IoU {plan.damage_iou:.2f}"
+    return f"{num_objects} object{'' if num_objects == 1 else 's'}, first masks {damage}"
 
 
 def _scale(picture: NDArray[np.uint8], height_px: int) -> NDArray[np.uint8]:

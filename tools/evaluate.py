@@ -25,7 +25,7 @@ from trainers.score_pictures import worst_frames, worst_sheet, write_plots
 from trainers.score_reports import Report, format_report, write_curves, write_report
 from trainers.score_types import ObjectScores, ResultFolder, find_results
 from trainers.score_youtube import Categories, read_categories, youtube_vos_scores
-from trainers.videos import VideoSource, open_videos
+from trainers.videos import VideoSource, choose_split, choose_videos, open_videos
 
 
 def main() -> None:
@@ -38,8 +38,8 @@ def evaluate_results(arguments: list[str]) -> int:
     options = _parse(arguments)
     logging.getLogger("matplotlib").setLevel(logging.WARNING)  # it tells of its font cache
     source, protocol = _open(options)
-    split = options.split or next((name for name in protocol.splits if name in source.splits), protocol.splits[0])
-    videos = tuple(dict.fromkeys(options.videos)) if options.videos else source.select(split)
+    split = choose_split(source, options.split, protocol.splits)
+    videos = choose_videos(source, split, options.videos)
     results = find_results(options.results, videos)
     categories = Categories() if options.categories is None else read_categories(options.categories)
     with tqdm(total=len(videos), unit="video", desc="scored", disable=None) as bar:
@@ -102,7 +102,7 @@ def _parse(arguments: list[str]) -> Namespace:
     parser.add_argument(
         "--protocol", choices=sorted(PROTOCOLS), help="default: by the kind of the data set, else davis2017"
     )
-    parser.add_argument("--split", help="which videos (default: val; of YouTube-VOS valid_gt, else valid)")
+    parser.add_argument("--split", help="which videos (default: val; of YouTube-VOS valid_gt, valid; or the only one)")
     parser.add_argument(
         "--videos",
         nargs="+",

@@ -15,7 +15,7 @@ from PIL import Image
 from pipelines.assembly import make_assembly
 from pipelines.executors import make_executor
 from pipelines.loader import ClipLoader
-from pipelines.pictures import clip_rows, overlay, sheet
+from pipelines.pictures import clip_headings, clip_rows, overlay, sheet
 from trainers.config import Config
 from trainers.label_files import read_label_map
 from trainers.stages import open_sources
@@ -34,8 +34,9 @@ def clip_sheet(config: Config, *, stage: int, step: int, max_clips: int = 8, cel
         stack.callback(executor.close)
         to_batch = make_assembly(source.recipe, torch.device("cpu"))
         loader = stack.enter_context(ClipLoader(source, executor, to_batch, start_step=step, stop_step=step + 1))
-        rows, captions = clip_rows(next(iter(loader)))
-    return sheet(rows[:max_clips], captions[:max_clips], cell_height_px)
+        rows, captions = clip_rows(next(iter(loader)), source.describe)
+    headings = clip_headings(len(rows[0]) - 1)
+    return sheet(rows[:max_clips], captions[:max_clips], cell_height_px, headings=headings)
 
 
 def result_sheet(

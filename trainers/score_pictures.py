@@ -64,7 +64,7 @@ def plot_video(scores: Sequence[ObjectScores]) -> bytes:
     axes.set(title=scores[0].video, xlabel="frame", ylabel="J", ylim=(-0.02, 1.02))
     axes.set_xticks(ticks, [frames[place] for place in ticks])
     axes.grid(alpha=0.3)
-    axes.legend(fontsize="small", loc="lower left")
+    figure.legend(fontsize="small", loc="outside right upper")  # beside the axes: it hides no curve
     data = io.BytesIO()
     figure.savefig(data, format="png", metadata={"Software": None})
     return data.getvalue()
@@ -90,11 +90,8 @@ def worst_sheet(
         truth = source.read_labels(item.video, item.frame)
         result = results.read(item.video, item.frame, truth)
         rows.append([image, overlay(image, truth), overlay(image, result)])
-        captions.append(
-            f"{item.video} {item.frame}, object {item.number}: J {item.region:.3f}  F {item.boundary:.3f}"
-            "   (image, truth, result)"
-        )
-    return sheet(rows, captions, cell_height_px)
+        captions.append(f"{item.video} {item.frame}, object {item.number}: J {item.region:.3f}  F {item.boundary:.3f}")
+    return sheet(rows, captions, cell_height_px, headings=("image", "truth", "result"))
 
 
 def _line_colour(number: int) -> NDArray[np.float64]:

@@ -75,11 +75,11 @@ def find_results(folder: Path, videos: Sequence[str]) -> ResultFolder:
     for root in (folder, folder / "Annotations", folder / "Annotations" / "480p"):
         if any((root / video).is_dir() for video in videos):
             return ResultFolder(root)
-    names = sorted(path.name for path in folder.iterdir())[:5] if folder.is_dir() else []
+    folders = sorted(path.name for path in folder.iterdir() if path.is_dir())[:5] if folder.is_dir() else None
     raise DataError(
         folder,
         expected=f"folders of results such as {videos[0] if videos else '<video>'}",
-        found=(", ".join(names) or "an empty folder") if folder.is_dir() else "no such folder",
+        found="no such folder" if folders is None else f"folders {', '.join(folders)}" if folders else "no folders",
         remedy="give the folder that holds <video>/<frame>.png",
     )
 

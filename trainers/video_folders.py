@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -19,6 +20,18 @@ from trainers.label_files import LabelMap, read_label_map
 JPEG_SUFFIXES = (".jpg", ".jpeg")
 TRUTH = "_gt"
 """Ending of a split whose masks are complete: `valid_gt/Annotations` to `valid/JPEGImages`."""
+
+
+class UnknownNameError(ValueError):
+    """A split or a video that the data set does not have: a slip of the hand, not of the data."""
+
+    exit_status = 2
+
+    def __init__(self, what: str, name: str, there: Sequence[str]) -> None:
+        near = difflib.get_close_matches(name, there, n=1)
+        more = f" and {len(there) - 5} more" if len(there) > 5 else ""
+        remedy = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(there[:5]) or 'none'}{more}"
+        super().__init__(f"the data set has no {what} {name!r}; {remedy}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +62,12 @@ class DavisFolder:
         """Names of the lists in the list folders."""
         paths = [path for name in self.list_folders for path in (self.root / "ImageSets" / name).glob("*.txt")]
         return tuple(sorted({path.stem for path in paths}))
+
+    @property
+    def videos(self) -> tuple[str, ...]:
+        """Folders of images and of masks."""
+        trees = (self.root / tree / self.resolution for tree in ("JPEGImages", self.annotations))
+        return tuple(sorted({name for tree in trees for name in visible_folders(tree)}))
 
     def select(self, split: str) -> tuple[str, ...]:
         """Videos of ImageSets/<list folder>/<split>.txt, in the list's order, each once."""
@@ -120,6 +139,11 @@ class YoutubeVosFolder:
         truths = tuple(f"{split}{TRUTH}" for split in SPLITS)
         return (*_there(self.root, SPLITS, "JPEGImages"), *_there(self.root, truths, "Annotations"))
 
+    @property
+    def videos(self) -> tuple[str, ...]:
+        """Videos that meta.json lists, and folders of masks."""
+        return tuple(sorted({*self._facts(), *visible_folders(self._masks)}))
+
     def select(self, split: str) -> tuple[str, ...]:
         """Videos that meta.json lists, else those that have masks. Raises DataError for another split than this."""
         if split != self.split:
@@ -179,17 +203,12 @@ def is_youtube_vos(root: Path) -> bool:
 
 
 def open_youtube_vos_folder(root: Path, splits: Sequence[str]) -> YoutubeVosFolder:
-    """The first of these splits that is there. Raises DataError that lists those there are."""
+    """The first of these splits that is there. Raises UnknownNameError that lists those there are."""
     there = YoutubeVosFolder(root, "").splits
     for split in splits:
         if split in there:
             return YoutubeVosFolder(root, split)
-    raise DataError(
-        root,
-        expected=f"split {' or '.join(map(repr, splits))}",
-        found=f"only {', '.join(there)}",
-        remedy="name another split",
-    )
+    raise UnknownNameError("split", splits[0], there)
 
 
 def file_stems(folder: Path, suffixes: tuple[str, ...]) -> tuple[str, ...]:

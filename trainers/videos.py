@@ -12,7 +12,7 @@ from shards.masks import decode_label_map, find_objects
 from shards.object_facts import ObjectFacts
 from shards.reader import ShardSet
 from trainers.label_files import LabelMap
-from trainers.video_folders import DavisFolder, is_youtube_vos, open_youtube_vos_folder
+from trainers.video_folders import DavisFolder, UnknownNameError, is_youtube_vos, open_youtube_vos_folder
 
 UNSUPERVISED = "davis2017_unsupervised"
 
@@ -31,6 +31,10 @@ class VideoSource(Protocol):
     @property
     def splits(self) -> tuple[str, ...]:
         """Names of the splits there are."""
+
+    @property
+    def videos(self) -> Sequence[str]:
+        """Names of all videos there are, of every split."""
 
     def select(self, split: str) -> tuple[str, ...]:
         """Names of a split's videos. Raises DataError or ValueError listing the splits there are."""
@@ -68,7 +72,7 @@ def open_videos(
 
     For raw folders only. list_folders: where below ImageSets the split lists of DAVIS may be (None: where its year has
     them). annotations: its folder of masks. splits: of YouTube-VOS, the first that is there. Raises DataError if
-    `path` is nothing of these.
+    `path` is nothing of these, UnknownNameError if YouTube-VOS has none of the splits.
     """
     if (path / MANIFEST).is_file():
         return ShardVideos(ShardSet.open(path))
@@ -84,6 +88,31 @@ def open_videos(
         found="neither" if path.is_dir() else "no such folder",
         remedy="give the output of tools/shard.py, or the folder that holds Annotations, JPEGImages and ImageSets",
     )
+
+
+def choose_split(source: VideoSource, wanted: str | None, usual: Sequence[str]) -> str:
+    """The split wanted; if none is, the first usual one that is there, or the only one there is.
+
+    Raises UnknownNameError for a wanted split that is not there.
+    """
+    there = source.splits
+    if wanted is None:
+        found = next((split for split in usual if split in there), None)
+        return found or (there[0] if len(there) == 1 else usual[0])
+    if there and wanted not in there:
+        raise UnknownNameError("split", wanted, there)
+    return wanted
+
+
+def choose_videos(source: VideoSource, split: str, names: Sequence[str] | None) -> tuple[str, ...]:
+    """The videos named, each once; all of the split if none are. Raises UnknownNameError for another name."""
+    if not names:
+        return source.select(split)
+    there = source.videos
+    for name in names:
+        if name not in there:
+            raise UnknownNameError("video", name, there)
+    return tuple(dict.fromkeys(names))
 
 
 def first_appearances(source: VideoSource, video: str) -> dict[int, str]:
@@ -123,6 +152,11 @@ class ShardVideos:
     def splits(self) -> tuple[str, ...]:
         """Splits of the set."""
         return tuple(sorted(self._shards.manifest.splits))
+
+    @property
+    def videos(self) -> Sequence[str]:
+        """Videos of the set, as the source named them."""
+        return self._shards.videos.original_names
 
     def select(self, split: str) -> tuple[str, ...]:
         """Videos of a split in the order of the set."""

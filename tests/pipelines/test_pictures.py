@@ -35,6 +35,15 @@ def test_a_sheet_scales_pictures_to_one_height_and_fits_the_longest_row() -> Non
     assert (cell == 200).all()
 
 
+def test_headings_stand_once_above_the_rows() -> None:
+    picture = np.full((40, 60, 3), 200, np.uint8)
+    plain = np.asarray(sheet([[picture], [picture]], ["", ""], cell_height_px=20))
+    headed = np.asarray(sheet([[picture], [picture]], ["", ""], cell_height_px=20, headings=["true"]))
+    assert headed.shape[0] == plain.shape[0] + 14
+    assert (headed[4 + 14 :] == plain[4:]).all()
+    assert len(np.unique(headed[: 4 + 14].reshape(-1, 3), axis=0)) > 1
+
+
 def test_a_sheet_without_a_caption_per_row_is_refused() -> None:
     with pytest.raises(ValueError, match="got 1 rows and 2 captions"):
         sheet([[GREY]], ["one", "two"], cell_height_px=20)

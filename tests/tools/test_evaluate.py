@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -14,6 +15,7 @@ from tests.conftest import REPOSITORY
 from tests.trainers.small_videos import label_map, save_labels, write_results, write_tree
 from tests.trainers.small_youtube import write_youtube_tree
 from tools.evaluate import evaluate_results
+from trainers.video_folders import UnknownNameError
 
 VIDEOS = {"one": (1,), "two": (1, 2)}
 
@@ -183,3 +185,25 @@ def test_bad_usage_ends_with_status_2(
         evaluate_results([str(results), str(truth), *arguments])
     assert stop.value.code == 2
     assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--videos", "tow"], "no video 'tow'; did you mean 'two'?"),
+        (["--split", "vall"], "no split 'vall'; did you mean 'val'?"),
+    ],
+)
+def test_a_name_the_truth_does_not_have_is_bad_usage_and_blames_no_folder(
+    truth: Path, results: Path, arguments: list[str], message: str
+) -> None:
+    with pytest.raises(UnknownNameError, match=re.escape(message)) as error:
+        evaluate_results([str(results), str(truth), *arguments])
+    assert error.value.exit_status == 2
+
+
+def test_a_folder_without_results_lists_its_folders_and_no_files(truth: Path, tmp_path: Path) -> None:
+    (tmp_path / "odd" / "scores").mkdir(parents=True)
+    (tmp_path / "odd" / "notes.txt").write_text("")
+    with pytest.raises(DataError, match="folders of results such as one, found folders scores; give"):
+        evaluate_results([str(tmp_path / "odd"), str(truth)])

@@ -16,7 +16,10 @@ from trainers.videos import open_videos
 def test_a_clip_sheet_has_a_row_per_clip_and_repeats_itself_exactly(tmp_path: Path) -> None:
     config = small_config(build_shards(tmp_path), tmp_path / "run")
     first = clip_sheet(config, stage=0, step=3, cell_height_px=32)
-    assert first.size == (6 * (32 + 4) + 4, 2 * (32 + 14 + 4) + 4)  # the damaged first mask, then five frames
+    assert first.size == (
+        6 * (32 + 4) + 4,
+        14 + 2 * (32 + 14 + 4) + 4,
+    )  # headings; first mask, five frames
     assert first.tobytes() == clip_sheet(config, stage=0, step=3, cell_height_px=32).tobytes()
     assert first.tobytes() != clip_sheet(config, stage=0, step=4, cell_height_px=32).tobytes()
 

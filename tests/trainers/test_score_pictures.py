@@ -54,7 +54,7 @@ def test_the_sheet_shows_image_truth_and_result(tmp_path: Path) -> None:
     picture = worst_sheet(source, results, worst_frames(SCORES, 3), cell_height_px=40)
     perfect = write_results(tmp_path / "perfect", videos, lag=0)
     other = worst_sheet(source, ResultFolder(perfect), worst_frames(SCORES, 3), cell_height_px=40)
-    assert picture.size == other.size == (4 + 3 * 54, 4 + 3 * 58)
+    assert picture.size == other.size == (4 + 3 * 54, 14 + 4 + 3 * 58)
     difference = np.asarray(picture, np.int16) - np.asarray(other)
     changed = np.flatnonzero(np.abs(difference).sum(axis=(0, 2)))
     assert changed.min() >= 4 + 2 * 54  # the third column, the result, alone
@@ -72,6 +72,17 @@ def test_a_plot_draws_a_line_per_object_in_its_colour(tmp_path: Path) -> None:
     with Image.open(two) as image:
         pixels = np.asarray(image.convert("RGB")).reshape(-1, 3).astype(int)
     assert not ((pixels[:, 1] > 150) & (pixels[:, [0, 2]] < 60).all(axis=1)).any()
+
+
+def test_the_legend_hides_no_part_of_a_curve() -> None:
+    flat = ObjectScores("one", 1, tuple(f"{frame:05d}" for frame in range(40)), np.full(40, 0.1), np.full(40, 0.1))
+    with Image.open(io.BytesIO(plot_video([flat, scores_of("one", 2, 0.9)]))) as image:
+        pixels = np.asarray(image.convert("RGB")).astype(int)
+    red = (pixels[..., 0] > 150) & (pixels[..., 1:] < 60).all(axis=2)
+    row = red[red.sum(axis=1).argmax()]
+    seen = np.flatnonzero(row)
+    assert seen[-1] - seen[0] > 400
+    assert row[seen[0] : seen[-1]].all()
 
 
 def test_a_plot_is_the_same_bytes_each_time() -> None:

@@ -14,8 +14,8 @@ from shards.plan import BuildRequest, make_plan
 from tests.trainers.small_videos import label_map, write_results, write_tree
 from trainers.benchmarks import PROTOCOLS, evaluate
 from trainers.score_types import find_results
-from trainers.video_folders import read_split_list
-from trainers.videos import VideoSource, open_videos
+from trainers.video_folders import UnknownNameError, read_split_list
+from trainers.videos import VideoSource, choose_split, choose_videos, open_videos
 
 VIDEOS = {"one": (1,), "vidéo 2": (1, 2)}
 
@@ -90,3 +90,23 @@ def test_a_list_without_names_is_refused(tmp_path: Path, content: bytes, found: 
     path.write_bytes(content)
     with pytest.raises(DataError, match=rf"val\.txt: expected .* found {found}"):
         read_split_list(path)
+
+
+def test_a_misspelt_split_or_video_is_answered_with_the_nearest_name(source: VideoSource) -> None:
+    with pytest.raises(UnknownNameError, match="no split 'vall'; did you mean 'val'") as split:
+        choose_split(source, "vall", ("val",))
+    with pytest.raises(UnknownNameError, match="no video 'onne'; did you mean 'one'") as video:
+        choose_videos(source, "val", ["one", "onne"])
+    with pytest.raises(UnknownNameError, match="no video 'zebra'; there are one, vidéo 2"):
+        choose_videos(source, "val", ["zebra"])
+    assert split.value.exit_status == video.value.exit_status == 2
+
+
+def test_named_videos_come_once_each_and_none_named_means_the_split(source: VideoSource) -> None:
+    assert choose_videos(source, "val", ["vidéo 2", "one", "vidéo 2"]) == ("vidéo 2", "one")
+    assert sorted(choose_videos(source, "val", None)) == sorted(VIDEOS)
+
+
+def test_without_a_wish_the_first_usual_split_is_taken_or_the_only_one(source: VideoSource) -> None:
+    assert choose_split(source, None, ("valid", "val")) == "val"
+    assert choose_split(source, None, ("valid",)) == "val", "the only one there is"
