@@ -1,0 +1,85 @@
+"""tools/plan.py by what it prints and writes."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from tests.trainers.small_runs import build_shards, plain_config, write_config
+from tools.plan import plan
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Six steps of two clips."""
+    folder = tmp_path_factory.mktemp("plan")
+    return write_config(folder / "small.yaml", plain_config(build_shards(folder), folder / "run"))
+
+
+def test_show_lists_what_changes_and_says_when_there_is_no_data(
+    config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    files = ["--json", str(tmp_path / "a.json"), "--html", str(tmp_path / "a.html")]
+    assert plan(["show", str(config), *files]) == 0
+    text = capsys.readouterr().out
+    assert [line.split() for line in text.splitlines()[1:4]] == [
+        ["0", "small", "0.0001", "2", "0.00"],
+        ["3", "small", "1e-05", "1", "3.00"],
+        ["6", "end", "6.00"],
+    ]
+    stage = json.loads((tmp_path / "a.json").read_bytes())[0]
+    assert (stage["passes"], stage["tables"]["max_gap"]) == (6.0, [[0, 2.0], [3, 1.0]])
+    assert "data:image/png;base64," in (tmp_path / "a.html").read_text()
+    assert plan(["show", str(config), f"stages.0.data.0.path={tmp_path}"]) == 0
+    assert "no mix and no passes, because the data was not found" in capsys.readouterr().out
+
+
+def test_find_takes_steps_and_names_clips(config: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert plan(["find", str(config), "--steps", "4..5", "stages.0.recipe.num_frames=5"]) == 0
+    header, *lines = capsys.readouterr().out.splitlines()
+    assert header.split()[:2] == ["step", "rank"]
+    assert [line.split()[:4] for line in lines] == [
+        [step, "0", clip, "davis2017"] for step, clip in (("4", "8"), ("4", "9"), ("5", "10"), ("5", "11"))
+    ]
+    assert plan(["find", str(config), "--steps", "0", "--video", "nobody"]) == 0
+    assert capsys.readouterr().out == "no clip of nobody in these steps\n"
+
+
+def test_quality_stands_beside_a_uniform_shuffle(config: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert plan(["quality", str(config)]) == 0
+    text = capsys.readouterr().out
+    assert text.startswith("small: 8 clips of 2 videos in batches of 2")
+    assert "uniform shuffle of the same clips" in text
+    assert "different videos in a batch, mean" in text
+
+
+def test_diff_of_a_config_with_itself_is_nothing_and_of_two_is_their_keys(
+    config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert plan(["diff", str(config), str(config)]) == 0
+    assert capsys.readouterr().out == "the two are equal in every key\n"
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "config.yaml").write_text(config.read_text().replace("steps: 6", "steps: 8"))
+    assert plan(["diff", str(config), str(tmp_path / "other")]) == 0
+    assert ["stages.0.steps", "6", "8"] in [line.split() for line in capsys.readouterr().out.splitlines()]
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["find", "x.yaml", "--steps", "a..b"], "'a..b' is neither a step nor A..B"),
+        (["show", "x.yaml", "--stepz"], "unrecognized arguments: --stepz"),
+        (["paint"], "invalid choice: 'paint'"),
+    ],
+)
+def test_wrong_words_are_one_line_and_status_2(
+    words: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as stop:
+        plan(words)
+    assert stop.value.code == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.count("\n") == 1

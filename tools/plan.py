@@ -1,0 +1,212 @@
+"""What a run will draw, and when: tools/plan.py show|diff|find|quality CONFIG [key=value ...]."""
+
+from __future__ import annotations
+
+if __name__ == "__main__":
+    import signal
+    import sys
+    from pathlib import Path
+
+    sys.path[0] = str(Path(__file__).resolve().parent.parent)  # replaced: tools/ must not shadow installed modules
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C during the imports below ends quietly; run() takes it over
+
+from argparse import ArgumentParser, ArgumentTypeError, Namespace
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pipelines.order_quality import OrderQuality, describe_order, drawn_videos, first_videos, shuffled
+from pipelines.source import ClipSource
+from shards.errors import DataError
+from shards.manifest import encode_json
+from shards.storage import write_bytes
+from tools.cli import Parser, run
+from trainers.config import Config, load_config
+from trainers.drawn_clips import find_clips
+from trainers.pages import figure_html, heading, html_table, make_page, paragraph, text_table
+from trainers.schedule import (
+    StageSchedule,
+    config_path,
+    differences,
+    make_schedule,
+    mix_rows,
+    plot_schedule,
+    schedule_rows,
+)
+from trainers.stages import open_sources
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a command found: `text` for the terminal, `page` as HTML parts, `values` for JSON."""
+
+    text: str
+    page: list[str]
+    values: Any
+
+
+def main() -> None:
+    """Entry of the console script."""
+    run(plan)
+
+
+def plan(arguments: list[str]) -> int:
+    """Do what the first argument says. Returns the exit status."""
+    given = _parse(arguments)
+    with ExitStack() as stack:
+        answer = COMMANDS[given.command](given, stack)
+    print(answer.text)
+    if given.json is not None:
+        write_bytes(given.json, encode_json(answer.values))
+    if given.html is not None:
+        title = f"{given.command}: {given.config}" + (f" and {given.other}" if given.command == "diff" else "")
+        write_bytes(given.html, make_page(title, answer.page).encode())
+    return 0
+
+
+def _parse(arguments: list[str]) -> Namespace:
+    parser = Parser(prog="plan.py", description=__doc__)
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    show = commands.add_parser("show", help="mix, gaps, learning rate and passes over the steps of a run")
+    diff = commands.add_parser("diff", help="what differs between two recipes or runs")
+    find = commands.add_parser("find", help="the clips of steps A..B")
+    quality = commands.add_parser("quality", help="how well the clips are shuffled, beside a uniform shuffle")
+    for command in (show, diff, find, quality):
+        command.add_argument("config", type=Path, help="YAML file, or the folder of a run")
+        if command is diff:
+            command.add_argument("other", type=Path, help="YAML file, or the folder of a run")
+        command.add_argument(
+            "overrides", nargs="*", default=[], metavar="key=value", help="dotted, for example stages.0.steps=10"
+        )
+        command.add_argument("--json", type=Path, metavar="FILE", help="write the numbers there, too")
+        command.add_argument("--html", type=Path, metavar="FILE", help="write a page there, with plots where there are")
+    _add_find(find)
+    quality.add_argument("--clips", type=int, metavar="N", help="from the start of each stage (default: four passes)")
+    # Options may stand between key=value words; argparse has no intermixed arguments below a subcommand.
+    given, rest = parser.parse_known_args(arguments)
+    unknown = [word for word in rest if word.startswith("-") or "=" not in word]
+    if unknown:
+        parser.error(f"unrecognized arguments: {' '.join(unknown)}")
+    given.overrides += rest
+    return given
+
+
+def _add_find(find: ArgumentParser) -> None:
+    find.add_argument("--steps", type=_steps, required=True, metavar="A..B", help="of the whole run, both included")
+    find.add_argument("--video", metavar="NAME", help="only clips of this video")
+    find.add_argument("--world-size", type=int, default=1, metavar="R", help="ranks of the run (default: 1)")
+
+
+def _steps(word: str) -> range:
+    first, _, last = word.partition("..")
+    if not first.isdecimal() or not (last or first).isdecimal():
+        raise ArgumentTypeError(f"{word!r} is neither a step nor A..B")
+    return range(int(first), int(last or first) + 1)
+
+
+def _show(given: Namespace, stack: ExitStack) -> Answer:
+    config = load_config(config_path(given.config), given.overrides)
+    sources, problem = _try_to_open(config, stack)
+    schedules = make_schedule(config, sources)
+    tables = [schedule_rows(schedules)] + ([mix_rows(schedules)] if sources is not None else [])
+    notes = [f"no mix and no passes, because the data was not found: {problem}"] if problem else []
+    text = "\n\n".join([text_table(*table) for table in tables] + notes)
+    page = [html_table(*table) for table in tables] + [paragraph(note, "note") for note in notes]
+    page.append(figure_html(plot_schedule(schedules), "tables of the recipe over the steps of the run"))
+    return Answer(text, page, [_plain_schedule(schedule) for schedule in schedules])
+
+
+def _try_to_open(config: Config, stack: ExitStack) -> tuple[list[ClipSource] | None, str]:
+    try:
+        return open_sources(config, stack), ""
+    except DataError as error:
+        return None, str(error)
+
+
+def _plain_schedule(schedule: StageSchedule) -> dict[str, Any]:
+    return {
+        "stage": schedule.name,
+        "first_step": schedule.first_step,
+        "steps": schedule.steps,
+        "batch_size": schedule.batch_size,
+        "tables": {name: table.switches(schedule.steps) for name, table in schedule.tables.items()},
+        "clips_per_pass": schedule.clips_per_pass,
+        "passes": schedule.passes_after(schedule.steps),
+        "mix": [
+            {"name": part.name, "split": part.split, "videos": part.num_videos, "share": part.share}
+            for part in schedule.mix or ()
+        ],
+    }
+
+
+def _diff(given: Namespace, _stack: ExitStack) -> Answer:
+    names = [str(given.config), str(given.other)]
+    configs = [load_config(config_path(path), given.overrides) for path in (given.config, given.other)]
+    rows = differences(*configs)
+    schedules = [make_schedule(config, None) for config in configs]
+    if not rows:
+        text = "the two are equal in every key"
+        return Answer(text, [paragraph(text)], [])
+    header = ["key", *names]
+    page = [html_table(header, rows)]
+    for name, schedule in zip(names, schedules, strict=True):
+        page += [heading(name), figure_html(plot_schedule(schedule), f"tables of {name}")]
+    values = [{"key": key, "first": first, "second": second} for key, first, second in rows]
+    return Answer(text_table(header, rows), page, values)
+
+
+def _find(given: Namespace, stack: ExitStack) -> Answer:
+    sources = open_sources(load_config(config_path(given.config), given.overrides), stack)
+    clips = find_clips(sources, given.steps, world_size=given.world_size)
+    found = [clip for clip in clips if given.video is None or clip.video == given.video]
+    rows = [
+        [clip.step, clip.rank, clip.clip, clip.dataset, clip.video]
+        + [", ".join(map(str, numbers)) for numbers in (clip.frames, clip.gaps, clip.object_ids)]
+        for clip in found
+    ]
+    header = ["step", "rank", "clip of stage", "data set", "video", "frames", "gaps", "object ids"]
+    text = text_table(header, rows) if rows else f"no clip of {given.video} in these steps"
+    return Answer(text, [html_table(header, rows)], [clip.as_plain() for clip in found])
+
+
+def _quality(given: Namespace, stack: ExitStack) -> Answer:
+    config = load_config(config_path(given.config), given.overrides)
+    sources = open_sources(config, stack)
+    texts, page, values = [], [], {}
+    for stage, source in zip(config.stages, sources, strict=True):
+        clips = min(given.clips or 4 * sum(source.mix.weights), source.steps * source.batch_size)
+        order = drawn_videos(source, 0, clips)
+        starts = first_videos(source)
+        pair = [describe_order(videos, source.batch_size, starts=starts) for videos in (order, shuffled(order))]
+        title = f"{stage.name}: {clips} clips of {pair[0].num_videos} videos in batches of {source.batch_size}"
+        header, rows = ["", "this run", "uniform shuffle of the same clips"], _quality_rows(*pair)
+        texts.append(f"{title}\n\n{text_table(header, rows)}")
+        page += [heading(title), html_table(header, rows)]
+        values[stage.name] = {"run": pair[0].as_plain(), "uniform": pair[1].as_plain()}
+    return Answer("\n\n".join(texts), page, values)
+
+
+def _quality_rows(*pair: OrderQuality) -> list[list[str]]:
+    rows = [["different videos in a batch, mean", *(f"{quality.distinct_per_batch:.3f}" for quality in pair)]]
+    for place, name in enumerate(("smallest", "5 % quantile", "median")):
+        found = [quality.repeat_distance for quality in pair]
+        cells = ["never" if distances is None else f"{distances[place]:.0f}" for distances in found]
+        rows.append([f"clips until a video comes again, {name}", *cells])
+    for lag in pair[0].autocorrelation:
+        cells = [f"{quality.autocorrelation[lag]:+.3f}" for quality in pair]
+        rows.append([f"correlation of places in storage, {lag} clips apart", *cells])
+    return rows
+
+
+COMMANDS: dict[str, Callable[[Namespace, ExitStack], Answer]] = {
+    "show": _show,
+    "diff": _diff,
+    "find": _find,
+    "quality": _quality,
+}
+
+
+if __name__ == "__main__":
+    main()
