@@ -62,7 +62,7 @@ def test_a_found_clip_is_the_clip_its_step_and_rank_train_on(config: Config) -> 
             assert tuple(first + frame for frame in clip.frames) == tuple(plan.frames)
             assert clip.object_ids == tuple(plan.object_ids)
             assert [clip.frames[0] + sum(clip.gaps[:n]) for n in range(len(clip.frames))] == list(clip.frames)
-        with pytest.raises(ValueError, match="not in a run of 5 steps, 0..4"):
+        with pytest.raises(ValueError, match=r"not in a run of 5 steps, 0\.\.4"):
             list(find_clips(sources, range(3, 6)))
 
 
