@@ -77,7 +77,7 @@ def _parse(arguments: list[str]) -> Namespace:
         "--executors", nargs="+", choices=list(EXECUTORS), default=["cpu", "paper"], help="default: cpu paper"
     )
     scoring = commands.add_parser("scoring", help="milliseconds per scored object and frame")
-    scoring.add_argument("truth", type=Path, nargs="?", help="folder in the DAVIS layout (default: moving shapes)")
+    scoring.add_argument("truth", type=Path, nargs="?", help="shard set or DAVIS folder (default: moving shapes)")
     scoring.add_argument("results", type=Path, nargs="?", help="folder of <video>/<frame>.png")
     shards = commands.add_parser("build", help="building shards from tars like BL30K's, beside tar cf and webdataset")
     _add_build(shards)
@@ -153,9 +153,9 @@ def _scoring_table(timing: ScoringTiming) -> str:
     rows = {
         "J and F": timing.cpu_ms_per_object_frame,
         "plain transcription": timing.reference_cpu_ms_per_object_frame,
-        "reading the PNGs alone": timing.decoding_cpu_ms_per_object_frame,
+        "reading both maps alone": timing.decoding_cpu_ms_per_object_frame,
     }
-    lines = [f"{timing.object_frames} object-frames, both label maps read from PNG\n"]
+    lines = [f"{timing.object_frames} object-frames, both label maps read\n"]
     lines += [f"{name:<24}{cost:>8.3f} ms per object and frame" for name, cost in rows.items()]
     return "\n".join(lines)
 

@@ -16,7 +16,7 @@ from trainers.benchmarks import PROTOCOLS, evaluate
 from trainers.label_files import read_label_map
 from trainers.score_types import ResultFolder, find_results
 from trainers.scoring import BoolMask, boundary_map, boundary_radius
-from trainers.video_folders import DavisFolder
+from trainers.videos import VideoSource, open_videos
 
 REPEATS = 5
 
@@ -25,7 +25,7 @@ REPEATS = 5
 class ScoringTiming:
     """CPU time on one core, decoding of both label maps included; medians of REPEATS passes, both in turn.
 
-    decoding_cpu_ms_per_object_frame: the part of either that reads the two PNG files.
+    decoding_cpu_ms_per_object_frame: the part of either that reads the two label maps.
     """
 
     object_frames: int
@@ -34,15 +34,14 @@ class ScoringTiming:
     decoding_cpu_ms_per_object_frame: float
 
 
-def time_scoring(truth_folder: Path, results_folder: Path) -> ScoringTiming:
-    """Time DAVIS 2017 scoring of all videos in a DAVIS folder that have results in `results_folder`.
+def time_scoring(truth: Path, results_folder: Path) -> ScoringTiming:
+    """Time DAVIS 2017 scoring of all videos of a shard set or raw folder that have results in `results_folder`.
 
     Raises ValueError if the plain transcription gives other scores, DataError as scoring does.
     """
-    source = DavisFolder(truth_folder, ("2017",))
-    folders = sorted(path.name for path in (truth_folder / "Annotations" / "480p").iterdir())
-    results = find_results(results_folder, folders)
-    videos = [video for video in folders if (results.root / video).is_dir()]
+    source = open_videos(truth)
+    results = find_results(results_folder, source.videos)
+    videos = [video for video in source.videos if (results.root / video).is_dir()]
     protocol = PROTOCOLS["davis2017"]
     ours: list[float] = []
     plain: list[float] = []
@@ -66,7 +65,7 @@ def time_scoring(truth_folder: Path, results_folder: Path) -> ScoringTiming:
 
 
 def _score_plainly(
-    source: DavisFolder, results: ResultFolder, num_objects: dict[str, int]
+    source: VideoSource, results: ResultFolder, num_objects: dict[str, int]
 ) -> list[tuple[float, float]]:
     """Mean J and F per object from the definitions: whole frames, one object at a time, dilation by the disc."""
     means = []
@@ -102,7 +101,7 @@ def _plain_boundary(truth: BoolMask, result: BoolMask) -> float:
     return float(2 * precision * recall / (precision + recall)) if precision + recall else 0.0
 
 
-def _decode(source: DavisFolder, results: ResultFolder, videos: list[str]) -> None:
+def _decode(source: VideoSource, results: ResultFolder, videos: list[str]) -> None:
     for video in videos:
         for frame in source.annotated_names(video)[1:-1]:
             source.read_labels(video, frame)

@@ -5,7 +5,9 @@ from pathlib import Path
 import cv2
 import pytest
 
+from shards.build import build, silent
 from shards.errors import DataError
+from shards.plan import BuildRequest, make_plan
 from tests.trainers.small_videos import write_results, write_tree
 from trainers.scoring_benchmark import time_scoring
 
@@ -26,3 +28,10 @@ def test_only_videos_with_results_are_timed(tmp_path: Path) -> None:
     assert time_scoring(truth, write_results(tmp_path / "results", {"two": (1, 2)})).object_frames == 2 * 4
     with pytest.raises(DataError, match="found no such folder"):
         time_scoring(truth, tmp_path / "nothing")
+
+
+def test_a_shard_set_is_timed_as_its_folder_is(tmp_path: Path) -> None:
+    truth = write_tree(tmp_path / "truth", {"one": (1,)})
+    request = BuildRequest("davis2017", (truth,), tmp_path / "sets")
+    shards = build(request, make_plan(request), silent).root
+    assert time_scoring(shards, write_results(tmp_path / "results", {"one": (1,)})).object_frames == 4
