@@ -1,146 +1,23 @@
-"""Weights from files: the authors' checkpoints, our own, and the step from stage 0 to the later stages."""
+"""The authors' released files by the name of their model."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable
 from pathlib import Path
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
-from models import Rde, find
-from models.backbones import orthogonal_stem
-from models.layers import initialise_layers
-from models.weight_files import read_tensors, require_finite
+from models import released_rde
 
-VALUE_STEM = "value_encoder.conv1.weight"
-SAM_PREFIX = "mem_compress."
-"""The only weights that a stage-0 model lacks."""
+LOADERS: dict[str, Callable[[Path], nn.Module]] = {"rde": released_rde.load}
 
 
-def load(name: str, path: Path) -> Rde:
-    """The model `name` with the weights of a checkpoint file, ready to segment (`eval()`), on the CPU.
+def load(name: str, path: Path) -> nn.Module:
+    """The model `name` with the weights of a file, the authors' or one of ours, in eval mode on the CPU.
 
-    The file is an authors' checkpoint (a flat state dict) or one of ours (a dict whose "model" is the state dict);
-    its width is read from it. Raises ValueError, in one message, for every key that is missing or unexpected and
-    every other shape; for a width that no model has; for stage-0 weights, which cannot segment several objects; for
-    the first tensor that is not finite; and for files that are no checkpoint.
+    Loading is strict and executes nothing that a file holds. Raises ValueError for an unknown name, naming those that
+    there are, and as the model's own reader does.
     """
-    model_class = find(name)
-    state = read_state(path)
-    if _stem_channels(state) == 4:
-        raise ValueError(
-            f"{path}: expected weights of stages 1 to 3, found stage 0 (4-channel value stem, no SAM); "
-            "train a later stage from it (models.released.start_from) and load the result"
-        )
-    try:
-        model = model_class(initialise=False, **model_class.options_of(state))
-    except ValueError as error:
-        raise ValueError(f"{path}: no weights of a model {name!r} ({error}); give the file of one") from error
-    load_strictly(model, state, path)
-    require_finite(model.state_dict(), path)
-    return model.eval()
-
-
-def start_from(model: nn.Module, path: Path, generator: torch.Generator) -> None:
-    """Fill `model` with the weights of an earlier stage.
-
-    From stage 0 to a later stage the value stem grows by one channel, drawn from `generator`, and the SAM keeps the
-    start it has in `model`; from any other stage every weight must be there. Raises ValueError as `load` does.
-    """
-    state = read_state(path)
-    own = model.state_dict()
-    if _stem_channels(state) == 4 and _stem_channels(own) == 5:
-        state = grow_value_stem(state, generator)
-        state |= {key: tensor for key, tensor in own.items() if key.startswith(SAM_PREFIX)}
-    load_strictly(model, state, path)
-    require_finite(model.state_dict(), path)
-
-
-def advance(earlier: Rde, generator: torch.Generator) -> Rde:
-    """The network of the later stages with the weights of a stage-0 one, on the CPU; `earlier` is left alone.
-
-    As `start_from`, for stages of one run: a fifth stem channel and a fresh SAM, both drawn from `generator`. Raises
-    ValueError unless `earlier` is of stage 0.
-    """
-    state = grow_value_stem({key: tensor.cpu() for key, tensor in earlier.state_dict().items()}, generator)
-    later = type(earlier)(initialise=False, **(earlier.options_of(state) | {"stage0": False}))
-    assert later.mem_compress is not None
-    initialise_layers(later.mem_compress, generator)
-    sam = {key: tensor for key, tensor in later.state_dict().items() if key.startswith(SAM_PREFIX)}
-    later.load_state_dict(state | sam)
-    return later
-
-
-def read_state(path: Path) -> dict[str, Tensor]:
-    """The state dict in a checkpoint file: the authors' (flat) or ours (under "model"). Tensors only, on the CPU.
-
-    Raises ValueError for a file that is not one, OSError for one that cannot be read.
-    """
-    content = read_tensors(path)
-    state = content.get("model", content) if isinstance(content, Mapping) else content
-    if not _is_state(state):
-        raise ValueError(
-            f"{path}: expected a state dict (names to tensors), or a checkpoint with one under 'model', "
-            f"found {_described(content)}; give the file with the network's weights"
-        )
-    return dict(state)
-
-
-def load_strictly(model: nn.Module, state: Mapping[str, Tensor], path: Path) -> None:
-    """Copy `state` (read from `path`) into `model`; ValueError lists all differences in names and shapes, if any."""
-    differences = list_differences(model.state_dict(), state)
-    if differences:
-        wrapped = any(key.startswith("module.") for key in state)
-        hint = "; names begin with 'module.': save the module inside the DDP wrapper" if wrapped else ""
-        lines = "".join(f"\n  {line}" for line in differences)
-        raise ValueError(
-            f"{path}: expected the {len(model.state_dict())} entries of {type(model).__name__}, "
-            f"found {len(differences)} differences{hint}; give weights of the same model:{lines}"
-        )
-    model.load_state_dict(state)
-
-
-def list_differences(expected: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> list[str]:
-    """One line for each name that is missing or unexpected and each tensor of another shape, sorted; empty if equal."""
-    lines = [f"missing {key} {_shape(expected[key])}" for key in sorted(expected.keys() - found.keys())]
-    lines += [f"unexpected {key} {_shape(found[key])}" for key in sorted(found.keys() - expected.keys())]
-    return lines + [
-        f"{key} is {_shape(found[key])}, expected {_shape(expected[key])}"
-        for key in sorted(expected.keys() & found.keys())
-        if expected[key].shape != found[key].shape
-    ]
-
-
-def grow_value_stem(state: Mapping[str, Tensor], generator: torch.Generator) -> dict[str, Tensor]:
-    """A stage-0 state dict with a fifth channel in the value stem, for the other objects' masks.
-
-    The channel is orthogonal, drawn from `generator`; nothing else changes. Raises ValueError unless the stem has 4
-    channels.
-    """
-    if _stem_channels(state) != 4:
-        raise ValueError(f"{VALUE_STEM} has {_stem_channels(state)} input channels, expected the 4 of stage 0")
-    stem = state[VALUE_STEM]
-    extra = orthogonal_stem(stem.shape[0], 1, generator).to(stem)
-    return {**state, VALUE_STEM: torch.cat([stem, extra], 1)}
-
-
-def _is_state(content: object) -> bool:
-    return isinstance(content, Mapping) and all(
-        isinstance(name, str) and isinstance(value, Tensor) for name, value in content.items()
-    )
-
-
-def _stem_channels(state: Mapping[str, Tensor]) -> int | None:
-    stem = state.get(VALUE_STEM)
-    return None if stem is None or stem.dim() < 2 else stem.shape[1]
-
-
-def _shape(tensor: Tensor) -> str:
-    return str(list(tensor.shape))
-
-
-def _described(content: object) -> str:
-    if isinstance(content, Mapping):
-        return "a dict with " + (", ".join(sorted(map(str, content))[:8]) or "no entries")
-    return f"a {type(content).__name__}"
+    if name not in LOADERS:
+        raise ValueError(f"unknown model {name!r}; choose one of {', '.join(sorted(LOADERS))}")
+    return LOADERS[name](path)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 
 def read_tensors(path: Path) -> Any:
@@ -53,6 +53,46 @@ def require_finite(tensors: Mapping[str, Tensor], path: Path) -> None:
             raise ValueError(f"{path}: expected finite weights, found {found}; give another file")
 
 
+def read_state(path: Path) -> dict[str, Tensor]:
+    """The state dict in a checkpoint file: the authors' (flat) or ours (under "model"). Tensors only, on the CPU.
+
+    Raises ValueError for a file that is not one, OSError for one that cannot be read.
+    """
+    content = read_tensors(path)
+    state = content.get("model", content) if isinstance(content, Mapping) else content
+    if not _is_state(state):
+        raise ValueError(
+            f"{path}: expected a state dict (names to tensors), or a checkpoint with one under 'model', "
+            f"found {_described(content)}; give the file with the network's weights"
+        )
+    return dict(state)
+
+
+def load_strictly(model: nn.Module, state: Mapping[str, Tensor], path: Path) -> None:
+    """Copy `state` (read from `path`) into `model`; ValueError lists all differences in names and shapes, if any."""
+    differences = list_differences(model.state_dict(), state)
+    if differences:
+        wrapped = any(key.startswith("module.") for key in state)
+        hint = "; names begin with 'module.': save the module inside the DDP wrapper" if wrapped else ""
+        lines = "".join(f"\n  {line}" for line in differences)
+        raise ValueError(
+            f"{path}: expected the {len(model.state_dict())} entries of {type(model).__name__}, "
+            f"found {len(differences)} differences{hint}; give weights of the same model:{lines}"
+        )
+    model.load_state_dict(state)
+
+
+def list_differences(expected: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> list[str]:
+    """One line for each name that is missing or unexpected and each tensor of another shape, sorted; empty if equal."""
+    lines = [f"missing {key} {_shape(expected[key])}" for key in sorted(expected.keys() - found.keys())]
+    lines += [f"unexpected {key} {_shape(found[key])}" for key in sorted(found.keys() - expected.keys())]
+    return lines + [
+        f"{key} is {_shape(found[key])}, expected {_shape(expected[key])}"
+        for key in sorted(expected.keys() & found.keys())
+        if expected[key].shape != found[key].shape
+    ]
+
+
 def _damaged_member(path: Path) -> str | None:
     """First damaged part of a file in the format of torch 1.6 and later; None where all is well or there is none."""
     try:
@@ -60,3 +100,19 @@ def _damaged_member(path: Path) -> str | None:
             return archive.testzip()
     except (zipfile.BadZipFile, NotImplementedError, EOFError, RuntimeError, ValueError):
         return None  # older formats have no checksums; what is no checkpoint at all is torch's to say
+
+
+def _is_state(content: object) -> bool:
+    return isinstance(content, Mapping) and all(
+        isinstance(name, str) and isinstance(value, Tensor) for name, value in content.items()
+    )
+
+
+def _shape(tensor: Tensor) -> str:
+    return str(list(tensor.shape))
+
+
+def _described(content: object) -> str:
+    if isinstance(content, Mapping):
+        return "a dict with " + (", ".join(sorted(map(str, content))[:8]) or "no entries")
+    return f"a {type(content).__name__}"

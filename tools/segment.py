@@ -12,19 +12,19 @@ if __name__ == "__main__":
 
 import dataclasses
 import os
-from argparse import ArgumentTypeError, Namespace
-from collections.abc import Callable, Sequence
+from argparse import Namespace
+from collections.abc import Sequence
 from pathlib import Path
 from typing import get_args
 
 import torch
 from tqdm import tqdm
 
-from models import MODELS
-from models.memory import BANK_MODES
 from models.released import load
 from tools.cli import Parser, run
+from tools.segment_methods import METHOD_ARGUMENTS, number_or, refuse_foreign
 from trainers.distributed import Ranks, choose_device
+from trainers.methods import METHODS
 from trainers.prediction_files import (
     OutputForm,
     VideoTiming,
@@ -40,7 +40,6 @@ from trainers.prediction_plan import (
     plan_video,
     usual_protocol,
 )
-from trainers.segmenters import RdeOptions, RdeSegmenter
 from trainers.submission import write_submission
 from trainers.videos import VideoSource, open_videos
 
@@ -63,12 +62,11 @@ def segment(arguments: list[str]) -> int:
     videos = (
         tuple(dict.fromkeys(options.videos)) if options.videos else source.select(_split(options, source, protocol))
     )
-    rde = _rde_options(options, protocol)
+    way = METHOD_ARGUMENTS[options.model].options(options, protocol)
     form = _output_form(options, protocol, device)
-    memorised = rde.memorised
-    plans = [plan_video(source, video, protocol, memorised, all_frames=options.all_frames) for video in videos]
+    plans = [plan_video(source, video, protocol, way.memorised, all_frames=options.all_frames) for video in videos]
     model = load(options.model, options.weights).to(device)
-    claim_folder(options.out, _settings(options, source, protocol, form) | dataclasses.asdict(rde))
+    claim_folder(options.out, _settings(options, source, protocol, form) | dataclasses.asdict(way))
     folder = options.out / protocol.folder
     finished = [] if options.overwrite else [plan.video for plan in plans if is_finished(folder, plan)]
     if finished:
@@ -79,7 +77,7 @@ def segment(arguments: list[str]) -> int:
         total=sum(len(plan.script.written) for plan in todo), unit="frame", desc="segmented", disable=None
     ) as bar:
         timings = segment_all(
-            lambda: RdeSegmenter(model, rde),
+            lambda: METHODS[options.model].segmenter(model, way),
             source,
             todo,
             folder,
@@ -160,26 +158,9 @@ def _table(timings: Sequence[VideoTiming]) -> str:
     return "\n".join([*lines, FPS_NOTE])
 
 
-def _rde_options(options: Namespace, protocol: SegmentationProtocol) -> RdeOptions:
-    top_k = protocol.top_k if options.top_k is None else options.top_k
-    mem_every = protocol.mem_every if options.mem_every is None else options.mem_every
-    return RdeOptions(options.mode, mem_every, None if top_k == "all" else top_k, options.include_last, options.amp)
-
-
-def _number_or(word: str) -> Callable[[str], int | str]:
-    """Argument type: a positive number, or this word."""
-
-    def parse(text: str) -> int | str:
-        if text != word and not (text.isdecimal() and int(text) > 0):
-            raise ArgumentTypeError(f"{text!r} is neither a positive number nor {word}")
-        return text if text == word else int(text)
-
-    return parse
-
-
 def _parse(arguments: list[str]) -> Namespace:
     parser = Parser(prog="segment.py", description=__doc__)
-    parser.add_argument("--model", required=True, choices=sorted(MODELS))
+    parser.add_argument("--model", required=True, choices=sorted(METHODS))
     parser.add_argument(
         "--weights", required=True, type=Path, metavar="FILE", help="our checkpoint, or the authors' file"
     )
@@ -190,9 +171,11 @@ def _parse(arguments: list[str]) -> Namespace:
         "out", type=Path, metavar="OUT", help="folder for <video>/<frame>.png; continued if begun before"
     )
     _add_protocol_arguments(parser)
-    _add_bank_arguments(parser)
+    for group in METHOD_ARGUMENTS.values():
+        group.add(parser)
     _add_run_arguments(parser)
     options = parser.parse_args(arguments)
+    refuse_foreign(parser, options)
     for name in ("mem_every", "videos_in_flight", "threads"):
         value = getattr(options, name)
         if value is not None and value < 1:
@@ -215,7 +198,7 @@ def _add_protocol_arguments(parser: Parser) -> None:
     )
     parser.add_argument(
         "--shorter-side",
-        type=_number_or("native"),
+        type=number_or("native"),
         metavar="PX",
         help="resize frames for the model, or native (default: 480 for youtube_vos, else native); "
         "label maps have the original size",
@@ -226,22 +209,10 @@ def _add_protocol_arguments(parser: Parser) -> None:
     parser.add_argument("--zip", type=Path, metavar="FILE", help="write the archive for the benchmark's server too")
 
 
-def _add_bank_arguments(parser: Parser) -> None:
-    defaults = RdeOptions()
-    parser.add_argument("--mode", choices=BANK_MODES, default=defaults.mode, help="memory bank (default: %(default)s)")
+def _add_run_arguments(parser: Parser) -> None:
     parser.add_argument(
         "--mem-every", type=int, metavar="N", help="memorise every Nth frame (default: 4 for youtube_vos, else 3)"
     )
-    parser.add_argument(
-        "--top-k",
-        type=_number_or("all"),
-        metavar="K",
-        help="memory positions read per query position, or all (default: 20 for youtube_vos, else 40)",
-    )
-    parser.add_argument("--include-last", action="store_true", help="memorise every frame")
-
-
-def _add_run_arguments(parser: Parser) -> None:
     parser.add_argument("--amp", action="store_true", help="autocast: float16 on a GPU, bfloat16 on a CPU")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1 ... (default: %(default)s)")
     parser.add_argument(

@@ -13,11 +13,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from models import Rde, build, find
-from models.released import load_strictly
+from models.weight_files import load_strictly
 from shards.errors import DataError
 from shards.storage import remove_unfinished, replacing
 from trainers.config_reading import ConfigError
+from trainers.methods import METHODS
 
 logger = logging.getLogger(__name__)
 
@@ -138,11 +138,10 @@ def load_model(path: Path) -> tuple[nn.Module, dict[str, Any]]:
     return model.eval(), info
 
 
-def model_of(checkpoint: Checkpoint, path: Path) -> Rde:
+def model_of(checkpoint: Checkpoint, path: Path) -> nn.Module:
     """The network that a checkpoint (read from `path`) holds, which changes its kind between stages; on the CPU."""
     described = checkpoint.config["model"]
-    options = find(described["name"]).options_of(checkpoint.model) | {"width": described["width"]}
-    model = build(described["name"], initialise=False, **options)
+    model = METHODS[described["name"]].restore(described, checkpoint.model)
     load_strictly(model, checkpoint.model, path)
     return model
 

@@ -16,21 +16,17 @@ from typing import Annotated, Any, Literal
 from pydantic import (
     AfterValidator,
     BeforeValidator,
-    ConfigDict,
-    Discriminator,
     Field,
     PlainSerializer,
-    Tag,
     TypeAdapter,
     ValidationError,
 )
 from pydantic.dataclasses import dataclass
 from pydantic_core import ErrorDetails
 
-from models import MODELS
-from models.rde import base_channels
 from pipelines.curriculum import Table
 from pipelines.recipes import RECIPES, Recipe, make_recipe
+from trainers.choices import STRICT, Count, IsNumber, NotNegative
 from trainers.config_reading import (
     COMMAND_LINE,
     ConfigError,
@@ -39,24 +35,14 @@ from trainers.config_reading import (
     read_yaml,
     select_stages,
 )
-from trainers.objectives import OBJECTIVES
+from trainers.methods import METHODS, NetworkOptions
+from trainers.methods.rde import RdeNetwork
+from trainers.objectives import OBJECTIVES, ObjectiveOptions
 from trainers.objectives.rde import RdeOptions
-from trainers.objectives.rde_still import RdeStillOptions
 
-__all__ = ["Config", "ConfigError", "DataEntry", "ModelConfig", "Stage", "as_plain", "load_config", "make_config"]
+__all__ = ["Config", "ConfigError", "DataEntry", "Stage", "as_plain", "load_config", "make_config"]
 
 Precision = Literal["fp32", "bf16", "fp16"]
-
-
-def _number(value: object) -> object:
-    if isinstance(value, bool):  # YAML reads yes, no, on and off as these
-        raise ValueError("should be a number, not yes or no")
-    return value
-
-
-def _width(value: float) -> float:
-    base_channels(value)
-    return value
 
 
 def _folder_name(value: str) -> str:
@@ -77,24 +63,10 @@ def _plain_table(table: Table) -> list[list[float]]:
     return [list(row) for row in table.rows]
 
 
-def _objective_name(value: object) -> str:
-    """The tag of the options; the first objective where a mapping does not name one."""
-    return str(value.get("name", "rde") if isinstance(value, Mapping) else getattr(value, "name", "rde"))
-
-
-ObjectiveOptions = Annotated[
-    Annotated[RdeOptions, Tag("rde")] | Annotated[RdeStillOptions, Tag("rde_still")], Discriminator(_objective_name)
-]
-OPTIONS = {"rde": RdeOptions, "rde_still": RdeStillOptions}
-
-Count = Annotated[int, BeforeValidator(_number), Field(gt=0)]
-NotNegative = Annotated[float, BeforeValidator(_number), Field(ge=0, allow_inf_nan=False)]
 Rows = Annotated[Table, BeforeValidator(_table), PlainSerializer(_plain_table)]
 
-_STRICT = ConfigDict(extra="forbid", arbitrary_types_allowed=True)
 
-
-@dataclass(frozen=True, config=_STRICT)
+@dataclass(frozen=True, config=STRICT)
 class DataEntry:
     """One shard set in a stage's mix."""
 
@@ -107,24 +79,7 @@ class DataEntry:
     gap_step: Count = 1
 
 
-@dataclass(frozen=True, config=_STRICT)
-class ModelConfig:
-    """Which network, and what its trunks start from."""
-
-    name: str = "rde"
-    # Scales every channel count; 1 is the paper's.
-    width: Annotated[float, BeforeValidator(_number), Field(gt=0), AfterValidator(_width)] = 1.0
-    # Local files of ImageNet weights (torchvision's ResNet-50 and ResNet-18, V1); random where not given.
-    key_weights: Path | None = None
-    value_weights: Path | None = None
-
-    def __post_init__(self) -> None:
-        """Refuse an unknown name."""
-        if self.name not in MODELS:
-            raise ValueError(f"unknown model {self.name!r}; {nearest_name(self.name, list(MODELS))}")
-
-
-@dataclass(frozen=True, config=_STRICT)
+@dataclass(frozen=True, config=STRICT)
 class Stage:
     """One row of a recipe: what to train on, for how long, with which loss."""
 
@@ -164,18 +119,18 @@ class Stage:
             raise ValueError(f"recipe {name}: {error}; see its fields in pipelines/recipes") from error
 
 
-@dataclass(frozen=True, config=_STRICT)
+@dataclass(frozen=True, config=STRICT)
 class Config:
     """One run: a model and the stages it goes through, in order."""
 
     stages: tuple[Stage, ...]
     # Also the name of the run's folder. By default the config file's name.
     name: Annotated[str, AfterValidator(_folder_name)] = ""
-    model: ModelConfig = dataclasses.field(default_factory=ModelConfig)
+    model: NetworkOptions = dataclasses.field(default_factory=RdeNetwork)
     # Weights to start from: one of our checkpoints or a file of the authors. Only weights are taken from it.
     start_from: Path | None = None
     # Names every clip's numbers and a random start; the published runs use this one.
-    seed: Annotated[int, BeforeValidator(_number), Field(ge=0, lt=2**64)] = 14159265
+    seed: Annotated[int, IsNumber, Field(ge=0, lt=2**64)] = 14159265
     # Where the run writes; by default runs/<name>.
     output: Path | None = None
     # auto: the GPU of this rank where there is one, else the CPU.
@@ -204,15 +159,20 @@ class Config:
             raise ValueError("stages is empty; give at least one")
         if len(set(names)) != len(names):
             raise ValueError(f"stages have equal names: {', '.join(names)}; reports tell them apart by name")
-        still = [stage.objective.still for stage in self.stages]
-        if still != sorted(still, reverse=True):
-            raise ValueError("a stage of still images follows one of video; put it first, a SAM cannot be taken away")
+        for stage in self.stages:
+            if stage.objective.method != self.model.name:
+                problem = f"the objective {stage.objective.name} of stage {stage.name} trains {stage.objective.method}"
+                raise ValueError(f"{problem}, and the model is {self.model.name}; name the one or the other anew")
+        METHODS[self.model.name].require_stages([stage.objective for stage in self.stages])
 
     @property
     def folder(self) -> Path:
         """Where the run writes."""
         return self.output or Path("runs") / self.name
 
+
+TAGGED = {"model": list(METHODS), "objective": list(OBJECTIVES)}
+"""Sections whose `name` says which options they take, and the names."""
 
 _ADAPTER: TypeAdapter[Config] = TypeAdapter(Config)
 
@@ -250,15 +210,16 @@ def _explain(errors: list[ErrorDetails], source: str | Path, overridden: frozens
     # A misspelt key shows up as unknown and as missing; the unknown one has the better remedy.
     unknown = [error for error in errors if error["type"] == "unexpected_keyword_argument"]
     error = (unknown or errors)[0]
-    # Below an objective, the location names which one it was taken for; no key of the file does.
-    key = ".".join(str(part) for before, part in pairwise(("", *error["loc"])) if before != "objective")
+    # Below a tagged section, the location names which member it was taken for; no key of the file does.
+    key = ".".join(str(part) for before, part in pairwise(("", *error["loc"])) if before not in TAGGED)
     place = _origin(key, source, overridden)
     if error["type"] == "unexpected_keyword_argument":
         remedy = nearest_name(str(error["loc"][-1]), _names_at(error["loc"][:-1]))
         return ConfigError(place, "unknown key", key=key, remedy=remedy)
     if error["type"] == "union_tag_invalid":
         name = error["ctx"]["tag"]
-        return ConfigError(place, f"unknown objective {name!r}", key=key, remedy=nearest_name(name, list(OBJECTIVES)))
+        section = str(error["loc"][-1])
+        return ConfigError(place, f"unknown {section} {name!r}", key=key, remedy=nearest_name(name, TAGGED[section]))
     if error["type"] == "missing":
         return ConfigError(place, "missing", key=key, remedy="give it a value")
     if error["type"] == "value_error":
@@ -280,10 +241,20 @@ def _names_at(location: tuple[int | str, ...]) -> list[str]:
     """Names of the fields of the config class at a place such as ("stages", 0)."""
     place: Any = Config
     for part in location:
-        if place == RdeOptions | RdeStillOptions:
-            place = OPTIONS[str(part)]
-            continue
-        place = typing.get_type_hints(place)[part] if isinstance(part, str) else typing.get_args(place)[0]
-        if isinstance(place, types.UnionType):
-            place = next(option for option in typing.get_args(place) if option is not types.NoneType)
+        place = typing.get_type_hints(place)[str(part)] if dataclasses.is_dataclass(place) else _member(place, part)
+        place = _without_none(place)
     return [field.name for field in dataclasses.fields(place)]
+
+
+def _member(place: Any, part: int | str) -> Any:
+    """What a tuple holds, or the member of a tagged union."""
+    members = typing.get_args(place)
+    if isinstance(part, int):
+        return members[0]
+    return next(member for member in members if member.name == part)
+
+
+def _without_none(place: Any) -> Any:
+    """Of an optional type, the type; a union of one tagged member stays a union."""
+    members = [member for member in typing.get_args(place) if member is not types.NoneType]
+    return members[0] if isinstance(place, types.UnionType) and len(members) == 1 else place

@@ -26,8 +26,8 @@ from trainers.timing import StepTimer
 class Objective(Protocol):
     """Model and losses of one method."""
 
-    def arguments(self, step: int) -> dict[str, float]:
-        """What changes from step to step, as keyword arguments of forward."""
+    def arguments(self, batch: Batch) -> dict[str, Any]:
+        """What changes from batch to batch, as keyword arguments of forward."""
 
     def summarise(self, means: dict[str, float]) -> dict[str, float]:
         """Means of forward's scalars over steps and ranks -> what is reported."""
@@ -132,7 +132,7 @@ def _inputs(batch: Batch, clips: slice = slice(None)) -> tuple[Tensor, ...]:
 
 
 def _arguments(run: StageRun, batch: Batch, clips: slice = slice(None)) -> dict[str, Any]:
-    arguments: dict[str, Any] = run.objective.arguments(batch.step)
+    arguments: dict[str, Any] = run.objective.arguments(batch)
     return arguments if batch.clean_masks is None else arguments | {"clean_masks": batch.clean_masks[clips]}
 
 

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from functools import partial
 
 import torch
+from torch import nn
 from torch.amp.grad_scaler import GradScaler
 
-from models import Rde
 from pipelines.assembly import make_assembly
 from pipelines.executors import make_executor
 from pipelines.loader import ClipLoader
@@ -77,7 +77,7 @@ def open_stage(
     config: Config,
     position: int,
     source: ClipSource,
-    model: Rde,
+    model: nn.Module,
     place: Place,
     *,
     done: int,

@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import yaml
+from torch import nn
 
-from models import Rde
 from pipelines.source import ClipSource
 from shards.storage import write_bytes
 from trainers.config import Config, Stage, as_plain
@@ -23,7 +23,7 @@ def describe_start(
     config: Config,
     place: Place,
     sources: Sequence[ClipSource],
-    model: Rde,
+    model: nn.Module,
     *,
     step: int,
     versions: Mapping[str, str],

@@ -11,10 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
-from models import Rde, build
 from models.layers import use_channels_last
-from models.released import advance, start_from
 from shards.locks import hold_alone
 from trainers.checkpoints import (
     Checkpoint,
@@ -37,6 +36,7 @@ from trainers.distributed import (
 )
 from trainers.journal import Journal, Report
 from trainers.loop import Ending, Hooks, StageRun, train_stage
+from trainers.methods import METHODS
 from trainers.provenance import read_versions
 from trainers.stages import Place, open_sources, open_stage
 from trainers.start_report import describe_start
@@ -61,7 +61,7 @@ class _Run:
 
     config: Config
     place: Place
-    model: Rde
+    model: nn.Module
     fingerprints: list[list[str]]
     on_step: Callable[[int, float], object]
     stop: StopRequest
@@ -231,33 +231,32 @@ def _require_one_start(config: Config, step: int, fingerprints: list[list[str]],
         raise ConfigError(config.folder, problem, remedy=remedy)
 
 
-def _fit_to_stage(run: _Run, position: int) -> Rde:
-    """The run's network, grown if the stage needs a SAM and it has none yet: the same on every rank and on resume."""
-    if run.config.stages[position].objective.still or run.model.mem_compress is not None:
-        return run.model
-    logger.info("stage %s: the network grows a SAM and a stem channel", run.config.stages[position].name)
+def _fit_to_stage(run: _Run, position: int) -> nn.Module:
+    """The run's network as the stage needs it: the same on every rank and on resume."""
     generator = torch.Generator().manual_seed(run.config.seed + position)
-    return _set_up(advance(run.model, generator), run.config).to(run.place.device)
+    model = METHODS[run.config.model.name].fit_to(run.model, run.config.stages[position].objective, generator)
+    return model if model is run.model else _set_up(model, run.config).to(run.place.device)
 
 
-def _make_model(config: Config, found: tuple[Path, Checkpoint] | None) -> Rde:
+def _make_model(config: Config, found: tuple[Path, Checkpoint] | None) -> nn.Module:
     """The network with the weights it starts from, which are the same on every rank."""
-    options = config.model
+    method = METHODS[config.model.name]
     if found is not None:
-        model = model_of(found[1], found[0])
-    else:
-        generator = torch.Generator().manual_seed(config.seed)
-        trunks = {"key_weights": options.key_weights, "value_weights": options.value_weights}
-        stage0 = config.stages[0].objective.still
-        model = build(options.name, width=options.width, stage0=stage0, generator=generator, **trunks)
-        if config.start_from is not None:
-            start_from(model, config.start_from, generator)
+        return _set_up(model_of(found[1], found[0]), config)
+    generator = torch.Generator().manual_seed(config.seed)
+    model = method.build(config.model, config.stages[0].objective, generator)
+    if config.start_from is not None:
+        method.start_from(model, config.start_from, generator)
     return _set_up(model, config)
 
 
-def _set_up(model: Rde, config: Config) -> Rde:
+def _set_up(model: nn.Module, config: Config) -> nn.Module:
     """Apply the choices of the config that change speed and memory only."""
-    model.checkpoint_activations = config.activation_checkpointing
+    if config.activation_checkpointing:
+        if not hasattr(model, "checkpoint_activations"):
+            problem = f"the model {config.model.name} cannot compute activations again"
+            raise ConfigError(config.name, problem, key="activation_checkpointing", remedy="leave it out")
+        setattr(model, "checkpoint_activations", True)  # noqa: B010 - an attribute of some models only
     if config.channels_last:
         use_channels_last(model)
     if config.compile:

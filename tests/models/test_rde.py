@@ -12,7 +12,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models import build
 from models.layers import use_channels_last
 from models.masks import aggregate
 from models.rde import Rde
@@ -84,11 +83,6 @@ def test_the_stage_0_network_lacks_the_sam_and_one_stem_channel() -> None:
 def test_a_width_that_gives_broken_channel_counts_is_refused(width: float) -> None:
     with pytest.raises(ValueError, match=f"width is {width}, expected a positive multiple of 1/16"):
         Rde(width=width)
-
-
-def test_an_unknown_model_name_lists_the_known_ones() -> None:
-    with pytest.raises(ValueError, match="unknown model 'rdee'; choose one of rde"):
-        build("rdee")
 
 
 def test_the_start_is_a_function_of_the_generator_alone(small_model: Rde) -> None:

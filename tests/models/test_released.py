@@ -8,8 +8,10 @@ from pathlib import Path
 import pytest
 import torch
 
+from models import released
 from models.rde import Rde
-from models.released import grow_value_stem, list_differences, load, start_from
+from models.released_rde import grow_value_stem, load, start_from
+from models.weight_files import list_differences
 
 STEM = "value_encoder.conv1.weight"
 
@@ -29,7 +31,7 @@ def test_a_flat_file_and_our_own_checkpoint_give_the_same_model_at_its_width(
     wrap: object, small_model: Rde, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     assert callable(wrap)
-    loaded = load("rde", _saved(wrap(small_model.state_dict()), tmp_path))
+    loaded = load(_saved(wrap(small_model.state_dict()), tmp_path))
     assert list_differences(small_model.state_dict(), loaded.state_dict()) == []
     for name, tensor in small_model.state_dict().items():
         assert torch.equal(loaded.state_dict()[name], tensor), name
@@ -38,7 +40,7 @@ def test_a_flat_file_and_our_own_checkpoint_give_the_same_model_at_its_width(
 
 
 def test_the_authors_size_is_recognised(paper_model: Rde, tmp_path: Path) -> None:
-    loaded = load("rde", _saved(paper_model.state_dict(), tmp_path))
+    loaded = load(_saved(paper_model.state_dict(), tmp_path))
     assert torch.equal(loaded.decoder.pred.weight, paper_model.decoder.pred.weight)
     assert loaded.key_comp.weight.shape == (512, 1024, 3, 3)
 
@@ -50,7 +52,7 @@ def test_every_missing_unexpected_and_misshapen_key_is_in_one_error(small_model:
     state["key_comp.bias"] = torch.zeros(5)
     path = _saved(state, tmp_path)
     with pytest.raises(ValueError, match="found 4 differences") as caught:
-        load("rde", path)
+        load(path)
     assert str(caught.value).splitlines() == [
         f"{path}: expected the 435 entries of Rde, found 4 differences; give weights of the same model:",
         "  missing decoder.pred.weight [1, 64, 3, 3]",
@@ -63,13 +65,13 @@ def test_every_missing_unexpected_and_misshapen_key_is_in_one_error(small_model:
 def test_names_of_a_ddp_wrapper_are_recognised_in_the_error(small_model: Rde, tmp_path: Path) -> None:
     state = {f"module.{name}": tensor for name, tensor in small_model.state_dict().items()}
     with pytest.raises(ValueError, match=r"found 870 differences; names begin with 'module\.'"):
-        load("rde", _saved(state, tmp_path))
+        load(_saved(state, tmp_path))
 
 
 def test_stage_0_weights_cannot_segment_and_say_what_to_do(tmp_path: Path) -> None:
     stage0 = Rde(width=0.25, stage0=True)
     with pytest.raises(ValueError, match=r"found stage 0 \(4-channel value stem, no SAM\); train a later stage"):
-        load("rde", _saved(stage0.state_dict(), tmp_path))
+        load(_saved(stage0.state_dict(), tmp_path))
 
 
 def test_a_later_stage_starts_from_stage_0_with_its_own_sam_and_a_grown_stem(small_model: Rde, tmp_path: Path) -> None:
@@ -114,7 +116,7 @@ def test_a_file_that_is_no_checkpoint_is_named(content: bytes, tmp_path: Path) -
     path = tmp_path / "broken.pth"
     path.write_bytes(content)
     with pytest.raises(ValueError, match=r"broken\.pth: expected a checkpoint of tensors written by torch\.save"):
-        load("rde", path)
+        load(path)
 
 
 class _Malicious:
@@ -128,7 +130,7 @@ class _Malicious:
 def test_a_file_with_code_in_it_is_refused_and_not_run(tmp_path: Path) -> None:
     path = _saved({"model": _Malicious(tmp_path / "executed")}, tmp_path)
     with pytest.raises(ValueError, match="expected a checkpoint of tensors"):
-        load("rde", path)
+        load(path)
     assert not (tmp_path / "executed").exists()
 
 
@@ -142,14 +144,14 @@ def test_a_file_with_code_in_it_is_refused_and_not_run(tmp_path: Path) -> None:
 )
 def test_a_file_without_a_state_dict_says_what_it_holds(content: object, found: str, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=f"expected a state dict .* found {found}|found a dict with {found}"):
-        load("rde", _saved(content, tmp_path))
+        load(_saved(content, tmp_path))
 
 
 def test_an_unknown_model_and_a_missing_file_are_told_apart(small_model: Rde, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="unknown model 'stm'; choose one of rde"):
-        load("stm", _saved(small_model.state_dict(), tmp_path))
+    with pytest.raises(ValueError, match=r"unknown model 'rdee'; choose one of .*rde"):
+        released.load("rdee", _saved(small_model.state_dict(), tmp_path))
     with pytest.raises(FileNotFoundError, match="nowhere"):
-        load("rde", tmp_path / "nowhere.pth")
+        load(tmp_path / "nowhere.pth")
 
 
 def test_files_of_anything_else_are_refused_in_one_message(small_model: Rde, tmp_path: Path) -> None:
@@ -160,9 +162,9 @@ def test_files_of_anything_else_are_refused_in_one_message(small_model: Rde, tmp
     for content in contents:
         path.write_bytes(content)
         with pytest.raises(ValueError, match=r"model\.pth: expected a checkpoint of tensors written by torch\.save"):
-            load("rde", path)
+            load(path)
     with pytest.raises(ValueError, match=r"expected a state dict .names to tensors."):
-        load("rde", _saved({1: torch.zeros(3)}, tmp_path))
+        load(_saved({1: torch.zeros(3)}, tmp_path))
 
 
 @pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
@@ -173,7 +175,7 @@ def test_weights_that_are_not_finite_are_refused_by_name(value: float, small_mod
     path = _saved(state, tmp_path)
     message = r"model\.pth: expected finite weights, found NaN or infinity in key_comp\.bias \(2 of 128 values\)"
     with pytest.raises(ValueError, match=message):
-        load("rde", path)
+        load(path)
     with pytest.raises(ValueError, match=message):
         start_from(small_model, path, _generator())
 
@@ -181,7 +183,7 @@ def test_weights_that_are_not_finite_are_refused_by_name(value: float, small_mod
 def test_a_width_that_no_model_has_is_refused_with_the_file(small_model: Rde, tmp_path: Path) -> None:
     state = dict(small_model.state_dict()) | {"key_proj.key_proj.bias": torch.zeros(5)}
     with pytest.raises(ValueError, match=r"model\.pth: no weights of a model 'rde' \(width is 0\.078125, expected"):
-        load("rde", _saved(state, tmp_path))
+        load(_saved(state, tmp_path))
 
 
 def test_a_flipped_bit_in_the_weights_is_found(small_model: Rde, tmp_path: Path) -> None:
@@ -190,11 +192,11 @@ def test_a_flipped_bit_in_the_weights_is_found(small_model: Rde, tmp_path: Path)
     data[len(data) // 2] ^= 1
     path.write_bytes(data)
     with pytest.raises(ValueError, match=r"model\.pth: expected an undamaged file, found a wrong checksum in .*data/"):
-        load("rde", path)
+        load(path)
 
 
 def test_a_path_that_holds_no_file_is_named_with_what_is_wanted(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"nope\.pt: expected a file of weights, found nothing; give the path"):
-        load("rde", tmp_path / "nope.pt")
+        load(tmp_path / "nope.pt")
     with pytest.raises(IsADirectoryError, match="expected a file of weights, found a folder"):
-        load("rde", tmp_path)
+        load(tmp_path)

@@ -20,7 +20,7 @@ from tools.segment import segment
 from trainers.label_files import read_label_map
 from trainers.prediction import ModelClock, segment_video, whole_script
 from trainers.prediction_plan import SEGMENTATION_PROTOCOLS, plan_video
-from trainers.segmenters import RdeOptions, RdeSegmenter
+from trainers.segmenters.rde import RdeOptions, RdeSegmenter
 from trainers.submission import write_submission
 from trainers.videos import open_videos
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from models import Rde
+from models.rde import Rde
 
 
 @pytest.fixture(scope="session")

@@ -15,7 +15,8 @@ from tests.trainers.small_videos import HEIGHT, WIDTH, label_map
 from tests.trainers.test_prediction import Copycat
 from trainers.label_files import LabelMap
 from trainers.prediction import ModelClock, Script, segment_video
-from trainers.segmenters import RdeOptions, RdeSegmenter, Segmenter
+from trainers.segmenters import Segmenter
+from trainers.segmenters.rde import RdeOptions, RdeSegmenter
 
 CPU = torch.device("cpu")
 NUM_FRAMES = 11

@@ -32,8 +32,8 @@ class OneWeight(nn.Module):
         self.weight = nn.Parameter(torch.tensor(0.0 if root else 2.0))
         self.root = root
 
-    def arguments(self, step: int) -> dict[str, float]:
-        return {"step": float(step)}
+    def arguments(self, batch: Batch) -> dict[str, float]:
+        return {"step": float(batch.step)}
 
     def summarise(self, means: dict[str, float]) -> dict[str, float]:
         return means

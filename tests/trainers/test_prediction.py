@@ -17,7 +17,7 @@ from models.rde import Rde
 from tests.trainers.small_videos import HEIGHT, WIDTH, label_map
 from trainers.label_files import LabelMap
 from trainers.prediction import ModelClock, object_ids, segment_video, whole_script
-from trainers.segmenters import RdeOptions, RdeSegmenter
+from trainers.segmenters.rde import RdeOptions, RdeSegmenter
 
 CPU = torch.device("cpu")
 Frame = NDArray[np.uint8]

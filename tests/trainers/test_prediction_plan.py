@@ -11,7 +11,8 @@ from shards.plan import BuildRequest, make_plan
 from tests.trainers.small_videos import label_map, save_labels, write_tree
 from tests.trainers.small_youtube import listed_frames, write_youtube_tree
 from trainers.prediction_plan import SEGMENTATION_PROTOCOLS, VideoPlan, plan_video, usual_protocol
-from trainers.segmenters import RdeOptions
+from trainers.segmenters.rde import RdeOptions
+from trainers.video_folders import UnknownNameError
 from trainers.videos import VideoSource, first_appearances, open_videos
 
 YOUTUBE = SEGMENTATION_PROTOCOLS["youtube_vos"]
@@ -108,7 +109,7 @@ def test_a_missing_mask_where_an_object_begins_is_named(tmp_path: Path) -> None:
 
 def test_another_split_lists_those_there_are(tmp_path: Path) -> None:
     tree = write_youtube_tree(tmp_path)
-    with pytest.raises(DataError, match="expected split 'test', found only valid, valid_all_frames, valid_gt"):
+    with pytest.raises(UnknownNameError, match="no split 'test'; there are valid, valid_all_frames, valid_gt"):
         open_videos(tree, splits=("test",))
 
 

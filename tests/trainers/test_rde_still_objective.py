@@ -120,7 +120,7 @@ def test_label_maps_serve_as_clean_masks_where_there_are_no_soft_ones() -> None:
 
 def test_bootstrapping_follows_the_published_steps_of_stage_0() -> None:
     objective = RdeStillObjective(Rde(stage0=True, width=0.0625))
-    shares = [objective.arguments(step)["top_p"] for step in (0, 4_999, 5_000, 11_250, 17_500, 60_000)]
+    shares = [objective.options.share_at(step) for step in (0, 4_999, 5_000, 11_250, 17_500, 60_000)]
     assert shares == pytest.approx([1.0, 1.0, 1.0, 0.575, 0.15, 0.15])
 
 

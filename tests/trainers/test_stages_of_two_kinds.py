@@ -13,8 +13,8 @@ import pytest
 import torch
 from PIL import Image
 
-from models import build
-from models.released import VALUE_STEM, advance, start_from
+from models.rde import Rde
+from models.released_rde import VALUE_STEM, advance, start_from
 from shards.build import build as build_shard_set
 from shards.build import silent
 from shards.errors import DataError
@@ -112,7 +112,7 @@ def test_growing_in_a_run_is_growing_from_a_file(whole: Path, tmp_path: Path) ->
     before = {name: tensor.clone() for name, tensor in earlier.state_dict().items()}
     later = advance(earlier, torch.Generator().manual_seed(4))  # type: ignore[arg-type]
     again = advance(earlier, torch.Generator().manual_seed(4))  # type: ignore[arg-type]
-    from_file = build("rde", width=0.0625)
+    from_file = Rde(width=0.0625)
     start_from(from_file, whole / "checkpoint-2.pt", torch.Generator().manual_seed(4))
     assert all(torch.equal(tensor, before[name]) for name, tensor in earlier.state_dict().items())
     for name, tensor in later.state_dict().items():

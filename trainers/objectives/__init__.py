@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Annotated, Any
 
-from models.rde import Rde
-from trainers.objectives.rde import RdeObjective
-from trainers.objectives.rde_still import RdeStillObjective
+from pydantic import Tag
 
-OBJECTIVES: dict[str, Callable[[Rde, Any], RdeObjective | RdeStillObjective]] = {
-    "rde": RdeObjective,
-    "rde_still": RdeStillObjective,
-}
+from trainers.choices import chosen_by_name
+from trainers.objectives.rde import RdeObjective, RdeOptions
+from trainers.objectives.rde_still import RdeStillObjective, RdeStillOptions
+
+OBJECTIVES: dict[str, Callable[[Any, Any], Any]] = {"rde": RdeObjective, "rde_still": RdeStillObjective}
+"""(network, options) -> a module that is an Objective of trainers.loop."""
+
+ObjectiveOptions = Annotated[
+    Annotated[RdeOptions, Tag("rde")] | Annotated[RdeStillOptions, Tag("rde_still")], chosen_by_name(default="rde")
+]
+"""A stage's `objective` section, told apart by its `name`."""

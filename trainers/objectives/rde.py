@@ -11,6 +11,7 @@ from typing import ClassVar, Literal, NamedTuple
 from torch import Tensor, nn
 
 from models.rde import Rde
+from pipelines.types import Batch
 from trainers.losses import frame_weights
 from trainers.objectives.rde_parts import (
     Clip,
@@ -36,7 +37,6 @@ class RdeOptions(CommonOptions):
     """Weights and switches of the objective; the defaults are the published ones."""
 
     still: ClassVar[bool] = False
-    """Trains a network with a SAM."""
     name: Literal["rde"] = "rde"
     # Weights of the divergences of the decoder inputs of frames 2 and 4 (decoder_f2, decoder_f4).
     frame_2_weight: float = 10.0
@@ -69,9 +69,9 @@ class RdeObjective(nn.Module):
         self.model = model
         self.options = options or RdeOptions()
 
-    def arguments(self, step: int) -> dict[str, float]:
-        """What changes from step to step of a stage, as keyword arguments of `forward`."""
-        return {"top_p": self.options.share_at(step)}
+    def arguments(self, batch: Batch) -> dict[str, float]:
+        """What changes from batch to batch of a stage, as keyword arguments of `forward`."""
+        return {"top_p": self.options.share_at(batch.step)}
 
     def forward(
         self,

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
@@ -22,6 +22,10 @@ from trainers.losses import FrameWeighting, bootstrapped_cross_entropy, channel_
 class CommonOptions:
     """Weights and switches of every RDE objective; the defaults are the published ones."""
 
+    method: ClassVar[str] = "rde"
+    """The network it trains."""
+    still: ClassVar[bool]
+    """Trains a network without a SAM and without a channel for other objects."""
     # Weight of the divergence between the values of frame 0 with damaged and with clean masks (klloss).
     value_weight: float = 10.0
     temperature: float = 1.0

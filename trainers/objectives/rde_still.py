@@ -11,6 +11,7 @@ from typing import ClassVar, Literal
 from torch import Tensor, nn
 
 from models.rde import Rde
+from pipelines.types import Batch
 from trainers.losses import frame_weights
 from trainers.objectives.rde_parts import (
     Clip,
@@ -34,7 +35,6 @@ class RdeStillOptions(CommonOptions):
     """Weights and switches of the objective; the defaults are the published ones, of stage 0."""
 
     still: ClassVar[bool] = True
-    """Trains a network without a SAM and without a channel for other objects."""
     name: Literal["rde_still"] = "rde_still"
     top_p_start_step: int = 5_000
     top_p_end_step: int = 17_500
@@ -53,9 +53,9 @@ class RdeStillObjective(nn.Module):
         self.model = model
         self.options = options or RdeStillOptions()
 
-    def arguments(self, step: int) -> dict[str, float]:
-        """What changes from step to step of a stage, as keyword arguments of `forward`."""
-        return {"top_p": self.options.share_at(step)}
+    def arguments(self, batch: Batch) -> dict[str, float]:
+        """What changes from batch to batch of a stage, as keyword arguments of `forward`."""
+        return {"top_p": self.options.share_at(batch.step)}
 
     def forward(
         self,

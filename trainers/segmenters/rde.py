@@ -1,4 +1,4 @@
-"""Models that follow objects through a video, a frame at a time.
+"""RDE follows objects with a bank that keeps its size.
 
 Source: RDE, Li et al. 2022, section 3 and its two evaluation programs: DAVIS (all objects in the first frame) and
 YouTube-VOS (objects may begin at any frame; there every object has a bank of its own, here those that begin together
@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Collection
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -20,22 +20,6 @@ from models.memory import BANK_MODES, BankMode, MemoryBank
 from models.rde import KeyFeatures, Rde
 
 logger = logging.getLogger(__name__)
-
-
-class Segmenter(Protocol):
-    """A model that follows objects through a video. Frames (1, 3, H, W) float, normalised, H and W multiples of 16.
-
-    Probabilities (1, 1+O, H, W) are those of background and objects, objects in the order in which they were given.
-    """
-
-    def start(self, image: Tensor, masks: Tensor) -> None:
-        """Begin a video, forgetting the last: its first frame and the masks (1, O, H, W) of its objects, 0 or 1."""
-
-    def step(self, image: Tensor, *, skipped: int = 0) -> Tensor:
-        """Probabilities of the next frame, `skipped` frames after the last one shown."""
-
-    def add(self, masks: Tensor) -> Tensor:
-        """Probabilities of the frame shown last, in which the objects of masks (1, N, H, W), 0 or 1, begin."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,77 @@
+"""Arguments of tools/segment.py that belong to one method: how it follows objects."""
+
+from __future__ import annotations
+
+from argparse import ArgumentTypeError, Namespace
+from collections.abc import Callable
+from typing import Any, Protocol
+
+from models.memory import BANK_MODES
+from tools.cli import Parser
+from trainers.prediction_plan import SegmentationProtocol
+from trainers.segmenters.rde import RdeOptions
+
+
+class MethodArguments(Protocol):
+    """A method's own arguments. Their default is None, so that those of another method can be told and refused."""
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Of the arguments, as they are in a Namespace."""
+
+    def add(self, parser: Parser) -> None:
+        """Add a group with the arguments `names`."""
+
+    def options(self, arguments: Namespace, protocol: SegmentationProtocol) -> Any:
+        """SegmenterOptions from parsed arguments; what is not given has the protocol's or the published value."""
+
+
+class RdeArguments:
+    """The memory bank of RDE."""
+
+    names = ("mode", "top_k", "include_last")
+
+    def add(self, parser: Parser) -> None:
+        """See MethodArguments."""
+        group = parser.add_argument_group("--model rde")
+        group.add_argument("--mode", choices=BANK_MODES, help=f"memory bank (default: {RdeOptions().mode})")
+        group.add_argument(
+            "--top-k",
+            type=number_or("all"),
+            metavar="K",
+            help="memory positions read per query position, or all (default: 20 for youtube_vos, else 40)",
+        )
+        group.add_argument("--include-last", action="store_const", const=True, help="memorise every frame")
+
+    def options(self, arguments: Namespace, protocol: SegmentationProtocol) -> RdeOptions:
+        """See MethodArguments."""
+        top_k = protocol.top_k if arguments.top_k is None else arguments.top_k
+        return RdeOptions(
+            arguments.mode or RdeOptions().mode,
+            protocol.mem_every if arguments.mem_every is None else arguments.mem_every,
+            None if top_k == "all" else top_k,
+            bool(arguments.include_last),
+            arguments.amp,
+        )
+
+
+METHOD_ARGUMENTS: dict[str, MethodArguments] = {"rde": RdeArguments()}
+
+
+def refuse_foreign(parser: Parser, arguments: Namespace) -> None:
+    """A usage error for arguments of another method than the one chosen."""
+    for method, group in METHOD_ARGUMENTS.items():
+        for name in group.names:
+            if method != arguments.model and getattr(arguments, name) is not None:
+                parser.error(f"--{name.replace('_', '-')} goes with --model {method}, not {arguments.model}")
+
+
+def number_or(word: str) -> Callable[[str], int | str]:
+    """Argument type: a positive number, or this word."""
+
+    def parse(text: str) -> int | str:
+        if text != word and not (text.isdecimal() and int(text) > 0):
+            raise ArgumentTypeError(f"{text!r} is neither a positive number nor {word}")
+        return text if text == word else int(text)
+
+    return parse
