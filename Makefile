@@ -19,7 +19,7 @@ demo: install
 	$(BIN)/python tools/demo.py
 
 test: lint
-	$(BIN)/python -m pytest $(PYTEST)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses logical --maxprocesses 8 --dist worksteal $(PYTEST)
 
 lint: install
 	$(BIN)/ruff check .
