@@ -8,8 +8,9 @@ the source are fill and label 0.
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 
 import cv2
 import numpy as np
@@ -17,8 +18,8 @@ from numpy.typing import NDArray
 
 from pipelines.executors.encoded import decode_jpeg_padded, decode_labels, fill_colour, has_soft_masks, jpeg_size
 from pipelines.executors.frames import FrameExecutor
-from pipelines.executors.geometry import pixel_centred, snap
-from pipelines.types import ClipPixels, EncodedClip
+from pipelines.executors.geometry import NEIGHBOURS, SnappedMatrices, pixel_centred, shifted, snap
+from pipelines.types import VOID, ClipPixels, EncodedClip
 
 NO_COLOUR = np.eye(3, 4, dtype=np.float32)
 
@@ -26,8 +27,9 @@ NO_COLOUR = np.eye(3, 4, dtype=np.float32)
 class CpuExecutor:
     """Executor over OpenCV and libjpeg-turbo; results are CPU tensors."""
 
-    def __init__(self, *, threads: int = 1) -> None:
+    def __init__(self, *, threads: int = 1, operations: Operations | None = None) -> None:
         self._scratch = Scratch()
+        self._do = operations or Operations()
         self._frames = FrameExecutor(self._render, threads)
 
     def __call__(self, clips: list[EncodedClip]) -> ClipPixels:
@@ -44,15 +46,21 @@ class CpuExecutor:
     ) -> None:
         plan = clip.plan
         snapped = snap(plan.matrices[index][None], plan.size)
-        matrix = pixel_centred(snapped.matrices)[0]
         height, width = jpeg_size(clip, index)
         image = decode_jpeg_padded(clip, index, self._scratch.decoded(height * width * 4))
-        warp_image(image, matrix, fill_colour(plan), self._scratch.warped(plan.size), image_out)
+        scratch = self._scratch.warped(plan.size)
+        if plan.nearest_images:
+            warp_nearest(image, snapped, fill_colour(plan), scratch, image_out)
+        else:
+            warp_image(image, pixel_centred(snapped.matrices)[0], fill_colour(plan), scratch, image_out)
         apply_colour(image_out, plan.colours[index])
         if has_soft_masks(clip):
-            warp_soft_mask(decode_labels(clip, index), matrix, labels_out)
-        else:
-            warp_labels(decode_labels(clip, index), matrix, snapped.half_steps[0], labels_out)
+            warp_soft_mask(decode_labels(clip, index), pixel_centred(snapped.matrices)[0], labels_out)
+            return
+        if plan.label_matrices is not None:
+            snapped = snap(plan.label_matrices[index][None], plan.size)
+        warp = warp_unanimous if plan.labels.unanimous else warp_labels
+        warp(decode_labels(clip, index), snapped, labels_out)
 
 
 class Scratch(threading.local):
@@ -100,24 +108,48 @@ def apply_colour(image: NDArray[np.uint8], colour: NDArray[np.float32]) -> None:
         cv2.transform(image, colour, dst=image)
 
 
-def warp_labels(
-    labels: NDArray[np.uint8] | None,
-    matrix: NDArray[np.float64],
-    half_steps: NDArray[np.float64],
+def warp_nearest(
+    image: NDArray[np.uint8],
+    snapped: SnappedMatrices,
+    fill: tuple[int, int, int],
+    scratch: NDArray[np.uint8],
     out: NDArray[np.uint8],
 ) -> None:
-    """Nearest warp of a label map (h, w) by a snapped, pixel-centred matrix into `out` (H, W); zeros for None.
+    """`warp_image` that takes the pixel under the sampling point, the one `warp_labels` takes."""
+    matrix, flags, border = _floor_matrix(snapped), cv2.INTER_NEAREST | cv2.WARP_INVERSE_MAP, cv2.BORDER_CONSTANT
+    size = out.shape[1], out.shape[0]
+    cv2.warpAffine(image, matrix, size, dst=scratch, flags=flags, borderMode=border, borderValue=(*fill, 0))
+    cv2.cvtColor(scratch, cv2.COLOR_RGBA2RGB, dst=out)
 
-    Exact: out[row, column] = labels at floor(matrix @ (column + 0.5, row + 0.5, 1)) of the matrix as the plan means it,
-    0 outside. OpenCV 5 rounds coordinates computed in float32; half_steps (2,) keep it from meeting ties.
+
+def warp_labels(labels: NDArray[np.uint8] | None, snapped: SnappedMatrices, out: NDArray[np.uint8]) -> None:
+    """Nearest warp of a label map (h, w) by the first of some snapped matrices into `out` (H, W); zeros for None.
+
+    Exact: out[row, column] = labels at floor(matrix @ (column + 0.5, row + 0.5, 1)), 0 outside. OpenCV 5 rounds
+    coordinates computed in float32; half a grid step keeps them from meeting ties.
     """
     if labels is None:
         out[:] = 0
         return
-    flags = cv2.INTER_NEAREST | cv2.WARP_INVERSE_MAP
-    size = out.shape[1], out.shape[0]
-    shifted = np.column_stack([matrix[:, :2], matrix[:, 2] + half_steps])
-    cv2.warpAffine(labels, shifted, size, dst=out, flags=flags, borderMode=cv2.BORDER_CONSTANT, borderValue=0)
+    flags, size = cv2.INTER_NEAREST | cv2.WARP_INVERSE_MAP, (out.shape[1], out.shape[0])
+    matrix = _floor_matrix(snapped)
+    cv2.warpAffine(labels, matrix, size, dst=out, flags=flags, borderMode=cv2.BORDER_CONSTANT, borderValue=0)
+
+
+def warp_unanimous(labels: NDArray[np.uint8] | None, snapped: SnappedMatrices, out: NDArray[np.uint8]) -> None:
+    """`warp_labels` that gives void where the four source pixels that linear sampling would blend do not agree."""
+    other = np.empty_like(out)
+    for number, shift in enumerate(NEIGHBOURS):
+        moved = SnappedMatrices(shifted(snapped.matrices, shift), snapped.half_steps)
+        warp_labels(labels, moved, other if number else out)
+        if number:
+            out[out != other] = VOID
+
+
+def _floor_matrix(snapped: SnappedMatrices) -> NDArray[np.float64]:
+    """(2, 3): the first of the matrices, such that rounding to whole numbers is the floor that is meant."""
+    matrix = pixel_centred(snapped.matrices)[0]
+    return np.column_stack([matrix[:, :2], matrix[:, 2] + snapped.half_steps[0]])
 
 
 def warp_soft_mask(levels: NDArray[np.uint8] | None, matrix: NDArray[np.float64], out: NDArray[np.uint8]) -> None:
@@ -127,6 +159,18 @@ def warp_soft_mask(levels: NDArray[np.uint8] | None, matrix: NDArray[np.float64]
         return
     flags, size = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP, (out.shape[1], out.shape[0])
     cv2.warpAffine(levels, matrix, size, dst=out, flags=flags, borderMode=cv2.BORDER_CONSTANT, borderValue=0)
+
+
+@dataclass(frozen=True)
+class Operations:
+    """The steps of the executor. Given to it by `pipelines.data_variants`, which times some and leaves out others."""
+
+    decode_image: Callable[..., NDArray[np.uint8]] = decode_jpeg_padded
+    decode_labels: Callable[..., NDArray[np.uint8] | None] = decode_labels
+    warp_image: Callable[..., None] = warp_image
+    warp_labels: Callable[..., None] = warp_labels
+    warp_soft_mask: Callable[..., None] = warp_soft_mask
+    apply_colour: Callable[..., None] = apply_colour
 
 
 @contextmanager
