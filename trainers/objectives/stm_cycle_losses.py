@@ -64,5 +64,5 @@ def present_labels(labels: Tensor, num_objects: Tensor, num_slots: int) -> Tenso
     num_objects: as labels without H and W; slots beyond it are not there, whatever the labels say.
     """
     slots = torch.arange(1 + num_slots, device=labels.device)
-    found = torch.stack([(labels == int(slot)).flatten(-2).any(-1) for slot in range(1 + num_slots)], -1)
+    found = torch.stack([(labels == slot).flatten(-2).any(-1) for slot in range(1 + num_slots)], -1)
     return found & (slots <= num_objects[..., None])
