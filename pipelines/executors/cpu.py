@@ -10,7 +10,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from typing import Any, Literal
 
 import cv2
 import numpy as np
@@ -23,13 +23,17 @@ from pipelines.types import VOID, ClipPixels, EncodedClip
 
 NO_COLOUR = np.eye(3, 4, dtype=np.float32)
 
+Step = Literal["image decode", "mask decode", "warp", "colour"]
+RunStep = Callable[..., Any]
+"""run(step, work, *arguments) -> work(*arguments); the output of a warp and the image of `colour` are arguments."""
+
 
 class CpuExecutor:
     """Executor over OpenCV and libjpeg-turbo; results are CPU tensors."""
 
-    def __init__(self, *, threads: int = 1, operations: Operations | None = None) -> None:
+    def __init__(self, *, threads: int = 1, run: RunStep | None = None) -> None:
         self._scratch = Scratch()
-        self._do = operations or Operations()
+        self._run = run or run_step
         self._frames = FrameExecutor(self._render, threads)
 
     def __call__(self, clips: list[EncodedClip]) -> ClipPixels:
@@ -47,20 +51,22 @@ class CpuExecutor:
         plan = clip.plan
         snapped = snap(plan.matrices[index][None], plan.size)
         height, width = jpeg_size(clip, index)
-        image = decode_jpeg_padded(clip, index, self._scratch.decoded(height * width * 4))
+        image = self._run("image decode", decode_jpeg_padded, clip, index, self._scratch.decoded(height * width * 4))
         scratch = self._scratch.warped(plan.size)
         if plan.nearest_images:
-            warp_nearest(image, snapped, fill_colour(plan), scratch, image_out)
+            self._run("warp", warp_nearest, image, snapped, fill_colour(plan), scratch, image_out)
         else:
-            warp_image(image, pixel_centred(snapped.matrices)[0], fill_colour(plan), scratch, image_out)
-        apply_colour(image_out, plan.colours[index])
+            matrix = pixel_centred(snapped.matrices)[0]
+            self._run("warp", warp_image, image, matrix, fill_colour(plan), scratch, image_out)
+        self._run("colour", apply_colour, image_out, plan.colours[index])
+        labels = self._run("mask decode", decode_labels, clip, index)
         if has_soft_masks(clip):
-            warp_soft_mask(decode_labels(clip, index), pixel_centred(snapped.matrices)[0], labels_out)
+            self._run("warp", warp_soft_mask, labels, pixel_centred(snapped.matrices)[0], labels_out)
             return
         if plan.label_matrices is not None:
             snapped = snap(plan.label_matrices[index][None], plan.size)
         warp = warp_unanimous if plan.labels.unanimous else warp_labels
-        warp(decode_labels(clip, index), snapped, labels_out)
+        self._run("warp", warp, labels, snapped, labels_out)
 
 
 class Scratch(threading.local):
@@ -161,16 +167,9 @@ def warp_soft_mask(levels: NDArray[np.uint8] | None, matrix: NDArray[np.float64]
     cv2.warpAffine(levels, matrix, size, dst=out, flags=flags, borderMode=cv2.BORDER_CONSTANT, borderValue=0)
 
 
-@dataclass(frozen=True)
-class Operations:
-    """The steps of the executor. Given to it by `pipelines.data_variants`, which times some and leaves out others."""
-
-    decode_image: Callable[..., NDArray[np.uint8]] = decode_jpeg_padded
-    decode_labels: Callable[..., NDArray[np.uint8] | None] = decode_labels
-    warp_image: Callable[..., None] = warp_image
-    warp_labels: Callable[..., None] = warp_labels
-    warp_soft_mask: Callable[..., None] = warp_soft_mask
-    apply_colour: Callable[..., None] = apply_colour
+def run_step(_step: Step, work: Callable[..., Any], *arguments: Any) -> Any:
+    """Do one step of a frame. `pipelines.data_variants` has others in its place, which time steps or leave them out."""
+    return work(*arguments)
 
 
 @contextmanager
