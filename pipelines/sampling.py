@@ -78,11 +78,14 @@ class Mix:
         # Neighbouring clips share a pass; two passes of each entry are alive where one ends and the next begins.
         self._order = lru_cache(maxsize=4 * len(self.entries))(self._shuffle)
 
-    def pick(self, key: tuple[int, int], number: int) -> Pick:
-        """Data set and video of clip `number` in the order that belongs to `key`."""
+    def pick(self, key: tuple[int, int], number: int, *, skip: int = 0) -> Pick:
+        """Data set and video of clip `number` in the order that belongs to `key`.
+
+        skip: the video of so many clips of that data set later.
+        """
         dataset, index = share(number, self.weights)
         videos = self.selections[dataset].videos
-        video_pass, position = divmod(index, len(videos))
+        video_pass, position = divmod(index + skip, len(videos))
         return Pick(dataset, int(videos[self._order(key, dataset, video_pass)[position]]), video_pass)
 
     def report(self) -> tuple[str, ...]:

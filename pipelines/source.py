@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from pipelines.recipes import ClipRequest, Recipe
-from pipelines.sampling import Mix, MixEntry
+from pipelines.sampling import Mix, MixEntry, Pick
 from pipelines.streams import stream_key
 from pipelines.types import ClipPlan, EncodedClip
 from shards.errors import DataError
@@ -36,7 +36,16 @@ class ClipSource:
         """The plan of clip `number` >= 0."""
         if number < 0:
             raise ValueError(f"clips are numbered from 0, got {number}")
-        pick = self.mix.pick(self.key, number)
+        return self._plan_of(number, self.mix.pick(self.key, number))
+
+    def substitute(self, number: int, attempt: int) -> ClipPlan:
+        """The plan of clip `number` if its video cannot be had: the attempt-th (>= 1) next video of the same data set.
+
+        All numbers of the clip are drawn from its own streams, at its own point of the stage.
+        """
+        return self._plan_of(number, self.mix.pick(self.key, number, skip=attempt))
+
+    def _plan_of(self, number: int, pick: Pick) -> ClipPlan:
         entry = self.mix.entries[pick.dataset]
         request = ClipRequest(
             key=self.key,

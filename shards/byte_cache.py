@@ -38,6 +38,22 @@ _TOUCH_SECONDS = 30.0
 _SHARE_WRITTEN, _SHARE_KEPT = 16, 0.9
 
 
+class _Counter:
+    """Bytes since the last time somebody looked, over all threads of the process."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._bytes = 0
+
+    def add(self, num_bytes: int, limit: int) -> bool:
+        """Whether the limit was passed; then counting starts again."""
+        with self._lock:
+            self._bytes += num_bytes
+            passed = self._bytes > limit
+            self._bytes = 0 if passed else self._bytes
+            return passed
+
+
 @dataclass(frozen=True)
 class ByteCache:
     """Opens shards so that remote bytes are kept in `folder`; local shards are opened as they are.
@@ -49,7 +65,7 @@ class ByteCache:
 
     folder: Path
     num_bytes: int
-    _written: _Counter = field(default_factory=lambda: _Counter(), repr=False, compare=False)
+    _written: _Counter = field(default_factory=_Counter, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         """Refuse a limit that cannot hold a few segments."""
@@ -111,22 +127,6 @@ class ByteCache:
             yield facts.st_mtime, facts.st_blocks * 512, path
 
 
-class _Counter:
-    """Bytes since the last time somebody looked, over all threads of the process."""
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._bytes = 0
-
-    def add(self, num_bytes: int, limit: int) -> bool:
-        """Whether the limit was passed; then counting starts again."""
-        with self._lock:
-            self._bytes += num_bytes
-            passed = self._bytes > limit
-            self._bytes = 0 if passed else self._bytes
-            return passed
-
-
 class _CachedFile:
     def __init__(self, file: ShardFile, cache: ByteCache, facts: ShardFacts) -> None:
         self._file = file
@@ -138,19 +138,15 @@ class _CachedFile:
     def read(self, ranges: Sequence[Range], *, fresh: bool = False) -> list[bytes]:
         """The bytes of each range. fresh: all from the source, and written over what the cache has of them."""
         found = [None if fresh else self._read_copy(one) for one in ranges]
-        missing = [
-            _whole_pages(one, self._facts.bytes) for one, data in zip(ranges, found, strict=True) if data is None
-        ]
+        pages = [_whole_pages(one, self._facts.bytes) for one in ranges]
+        missing = [whole for whole, data in zip(pages, found, strict=True) if data is None]
         fetched = iter(self._file.read(missing) if missing else [])
-        result = []
-        for (start, num_bytes), data in zip(ranges, found, strict=True):
-            if data is None:
-                first, _ = _whole_pages((start, num_bytes), self._facts.bytes)
-                pages = next(fetched)
-                self._keep(first, pages)
-                data = pages[start - first : start - first + num_bytes]
-            result.append(data)
-        return result
+        for place, ((start, num_bytes), (first, _)) in enumerate(zip(ranges, pages, strict=True)):
+            if found[place] is None:
+                whole = next(fetched)
+                self._keep(first, whole)
+                found[place] = whole[start - first : start - first + num_bytes]
+        return [data for data in found if data is not None]
 
     def _read_copy(self, wanted: Range) -> bytes | None:
         """The bytes if every page of them is there."""

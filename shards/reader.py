@@ -29,6 +29,10 @@ from shards.tar import BLOCK, padded
 MAX_OPEN_SHARDS = 384
 
 
+class DamagedFrameError(DataError):
+    """Bytes of one frame that are not those the index was made from."""
+
+
 @dataclass(frozen=True, slots=True)
 class EncodedFrame:
     """Bytes of one frame as stored: a JPEG, and a label map in the set's codec or None where it has no annotation."""
@@ -178,14 +182,14 @@ class ShardSet:
     def read(self, frame: int) -> EncodedFrame:
         """Bytes of a frame by one `pread` or one ranged request, both parts checked against their CRC-32.
 
-        Raises DataError, naming shard, video and frame, if the bytes are not those the index was made from.
+        Raises DamagedFrameError, naming shard, video and frame, if the bytes are not those the index was made from.
         """
         extent = self.extent(frame)
         (data,) = self.read_ranges(extent.shard, [(extent.start, extent.num_bytes)])
         return self.unpack(frame, data)
 
     def extent(self, frame: int) -> Extent:
-        """Where the bytes of a frame lie. Raises DataError if that is beyond the end of its shard."""
+        """Where the bytes of a frame lie. Raises DamagedFrameError if that is beyond the end of its shard."""
         shard, row = self._place(frame)
         table = self._columns("frames", shard)
         image_bytes, mask_bytes = int(table["image_bytes"][row]), int(table["mask_bytes"][row])
@@ -200,8 +204,12 @@ class ShardSet:
         """Bytes of ranges of a shard as they are, for `unpack`."""
         return self._file(shard).read(ranges)
 
+    def shard_path(self, shard: int) -> Location:
+        """Where a shard lies."""
+        return self._shards[shard]
+
     def unpack(self, frame: int, data: bytes | memoryview) -> EncodedFrame:
-        """The frame out of the bytes of its extent, checked. Raises DataError as `read`.
+        """The frame out of the bytes of its extent, checked. Raises DamagedFrameError as `read`.
 
         Bytes that came over a network or from a local copy and fail are read once more from where the shard lies.
         """
@@ -231,9 +239,9 @@ class ShardSet:
         video = self.videos.original_names[self.videos.row_of_frame(frame)]
         return f"{self._shards[shard].name}, video {video}, frame {self.frame_name(frame)}"
 
-    def _damaged(self, frame: int, found: int, wanted: int) -> DataError:
+    def _damaged(self, frame: int, found: int, wanted: int) -> DamagedFrameError:
         reason = f"{found} bytes" if found != wanted else "other bytes (CRC-32 differs)"
-        return DataError(
+        return DamagedFrameError(
             f"{self._shards[self._place(frame)[0]].parent}: {self.locate(frame)}",
             expected=f"the {wanted} bytes the index was made from",
             found=reason,

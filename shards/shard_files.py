@@ -14,6 +14,9 @@ from shards.errors import DataError
 from shards.manifest import ShardFacts
 from shards.storage import Location, RemotePath, read_ranges
 
+_FOLIO = 4 << 20
+"""The kernel forgets a piece of its cache only as a whole; pieces of files grow to 2 MB."""
+
 Range = tuple[int, int]
 """First byte and number of bytes."""
 
@@ -28,7 +31,7 @@ class ShardFile(Protocol):
 ShardOpener = Callable[[Location, ShardFacts], ShardFile]
 
 
-def open_shard(path: Location, _facts: ShardFacts) -> ShardFile:
+def open_shard(path: Location, _facts: ShardFacts | None = None) -> ShardFile:
     """A shard where it lies. Raises DataError if a local one is not there."""
     if isinstance(path, RemotePath):
         return RemoteFile(path)
@@ -117,14 +120,16 @@ def _read_fully(descriptor: int, start: int, num_bytes: int) -> bytes:
     return data
 
 
-def drop_from_page_cache(path: Path, start: int = 0, num_bytes: int = 0) -> None:
-    """Ask the kernel to forget its copy of a file's range (0 bytes: all), so that the next read comes from the disk.
+def drop_from_page_cache(path: Path, start: int, num_bytes: int) -> None:
+    """Ask the kernel to forget its copy of a file's range, so that the next read comes from the disk.
 
-    Pages that other processes have mapped or that were not written back yet stay; so does everything on file systems
-    that live in memory. Whoever measures must check what came of it.
+    Pages that a process has mapped or that were not written back yet stay; so does everything on file systems that live
+    in memory. Whoever measures must check what came of it.
     """
+    first = start // _FOLIO * _FOLIO
+    length = -(-(start + num_bytes - first) // _FOLIO) * _FOLIO
     descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
-        os.posix_fadvise(descriptor, start, num_bytes, os.POSIX_FADV_DONTNEED)
+        os.posix_fadvise(descriptor, first, length, os.POSIX_FADV_DONTNEED)
     finally:
         os.close(descriptor)

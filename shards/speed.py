@@ -1,0 +1,210 @@
+"""How fast storage answers: reads of one size by so many at a time, at places spread over the data.
+
+What was measured is said with it: `Measured.cold` is how much of the bytes was not in this machine's memory when it was
+asked for. Disks and servers have caches of their own, which nobody can see from here.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import mmap
+import statistics
+import threading
+import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+from shards.errors import DataError
+from shards.reader import ShardSet
+from shards.shard_files import Range, ShardFile, drop_from_page_cache, open_shard
+from shards.storage import Location, list_folder
+
+_GOLDEN = 0.6180339887498949
+"""Multiples of it, modulo 1, are spread evenly however many there are."""
+LARGE, SMALL = 1 << 20, 4096
+PROBE_THREADS, PROBE_READS, PROBE_SECONDS = 8, 12, 1.5
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """A file to read from; path: where it lies if it is a local one."""
+
+    file: ShardFile
+    num_bytes: int
+    path: Path | None
+
+
+@dataclass(frozen=True, slots=True)
+class StorageSpeed:
+    """The two numbers of the cost model.
+
+    latency: seconds from a request to its answer if that is small and the only one. bandwidth: bytes per second of
+    large requests, several at a time.
+    """
+
+    latency: float
+    bandwidth: float
+
+    def __post_init__(self) -> None:
+        """ValueError unless latency >= 0 and bandwidth > 0."""
+        if not (self.latency >= 0 and self.bandwidth > 0):
+            raise ValueError(f"latency must be at least 0 and bandwidth above 0, got {self}")
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """Reads of `size` bytes, `parallel` at a time. seconds: wall time of all. p50, p99: seconds of one read.
+
+    cold: share of the reads whose first page was not in memory; None where that cannot be known (remote files).
+    """
+
+    size: int
+    parallel: int
+    num_reads: int
+    seconds: float
+    p50: float
+    p99: float
+    cold: float | None
+
+    @property
+    def bandwidth(self) -> float:
+        """Bytes per second."""
+        return self.size * self.num_reads / self.seconds
+
+    @property
+    def reads_per_second(self) -> float:
+        """Of all threads together."""
+        return self.num_reads / self.seconds
+
+
+def targets_of_set(shard_set: ShardSet) -> list[Target]:
+    """The shards of a set, read as the set reads them."""
+    found = []
+    for number, facts in enumerate(shard_set.manifest.shards):
+        path = shard_set.shard_path(number)
+        found.append(Target(_ShardOfSet(shard_set, number), facts.bytes, path if isinstance(path, Path) else None))
+    return found
+
+
+def targets_of_folder(folder: Location) -> list[Target]:
+    """Files directly inside a folder that hold at least LARGE bytes. Raises DataError if there is none."""
+    entries = [entry for entry in list_folder(folder) if not entry.is_folder and entry.num_bytes >= LARGE]
+    if not entries:
+        raise DataError(
+            folder,
+            expected="a shard set, or a folder with files of 1 MB or more",
+            found="neither",
+            remedy="give the folder that tools/shard.py made, or one with large files on the storage in question",
+        )
+    found = []
+    for entry in entries:
+        path = folder / entry.name
+        file = open_shard(path, None)
+        found.append(Target(file, entry.num_bytes, path if isinstance(path, Path) else None))
+    return found
+
+
+def measure_reads(
+    targets: Sequence[Target], size: int, parallel: int, *, num_reads: int, offset: int = 0, seconds: float = 5.0
+) -> Measured:
+    """Read `num_reads` places, or as many as fit into `seconds` (at least one per thread).
+
+    offset: how many places of the sequence others have read before; the same sequence in every call.
+    """
+    usable = [target for target in targets if target.num_bytes >= size] or list(targets)
+    size = min(size, *(target.num_bytes for target in usable))
+    places = [_place(usable, size, offset + number) for number in range(num_reads)]
+    cold = [_chill(target, start, size) for target, start in places]
+    times: list[float] = []
+    begun = time.perf_counter()
+    deadline, lock = begun + seconds, threading.Lock()
+
+    def read(place: tuple[Target, int]) -> None:
+        started = time.perf_counter()
+        if started > deadline and len(times) >= parallel:
+            return
+        place[0].file.read([(place[1], size)])
+        with lock:
+            times.append(time.perf_counter() - started)
+
+    with ThreadPoolExecutor(parallel, "storage-probe") as threads:
+        list(threads.map(read, places))
+    wall = time.perf_counter() - begun
+    known = [was_cold for was_cold in cold if was_cold is not None]
+    share = sum(known) / len(known) if known else None
+    ordered = sorted(times)
+    p99 = ordered[min(len(ordered) - 1, int(0.99 * len(ordered)))]
+    return Measured(size, parallel, len(times), wall, statistics.median(times), p99, share)
+
+
+def probe_speed(targets: Sequence[Target]) -> StorageSpeed:
+    """Latency and bandwidth by a dozen reads each, in about a second on anything but very slow storage.
+
+    Local files are asked for cold, so what is measured is the disk, as far as the kernel forgets on request.
+    """
+    small = measure_reads(targets, SMALL, 1, num_reads=PROBE_READS, seconds=PROBE_SECONDS / 2)
+    large = measure_reads(
+        targets,
+        LARGE,
+        PROBE_THREADS,
+        num_reads=2 * PROBE_THREADS,
+        offset=PROBE_READS,
+        seconds=PROBE_SECONDS / 2,
+    )
+    return StorageSpeed(small.p50, large.bandwidth)
+
+
+class _ShardOfSet:
+    """A shard as its set opens it."""
+
+    def __init__(self, shard_set: ShardSet, number: int) -> None:
+        self._shard_set = shard_set
+        self._number = number
+
+    def read(self, ranges: Sequence[Range], *, fresh: bool = False) -> list[bytes]:
+        """The bytes of each range."""
+        return self._shard_set.read_ranges(self._number, ranges)
+
+
+def _place(targets: Sequence[Target], size: int, number: int) -> tuple[Target, int]:
+    """The number-th place: a file, and where in it to start."""
+    free = [target.num_bytes - size + 1 for target in targets]
+    at = int((number + 0.5) * _GOLDEN % 1.0 * sum(free))
+    for target, length in zip(targets, free, strict=True):
+        if at < length:
+            return target, at
+        at -= length
+    raise AssertionError("the place lies within the sum of all")
+
+
+def _chill(target: Target, start: int, size: int) -> bool | None:
+    """Have a range forgotten; whether it then is. None for remote files."""
+    if target.path is None:
+        return None
+    drop_from_page_cache(target.path, start, size)
+    return not _in_memory(target.path, start)
+
+
+def _in_memory(path: Path, start: int) -> bool:
+    """Whether the page cache holds the page of a byte. Of files of other users the kernel says yes.
+
+    By mincore: a read that must not wait (RWF_NOWAIT) would make newer kernels fetch the page.
+    """
+    page = start // mmap.PAGESIZE * mmap.PAGESIZE
+    with (
+        path.open("rb") as file,
+        mmap.mmap(file.fileno(), start + 1 - page, access=mmap.ACCESS_COPY, offset=page) as view,
+    ):
+        first = ctypes.c_char.from_buffer(view)  # must be gone before the mapping closes
+        vector = ctypes.create_string_buffer(1)
+        failed = _libc().mincore(ctypes.c_void_p(ctypes.addressof(first)), ctypes.c_size_t(1), vector)
+        del first
+        return bool(failed) or bool(vector.raw[0] & 1)
+
+
+@cache
+def _libc() -> ctypes.CDLL:
+    return ctypes.CDLL(None, use_errno=True)
