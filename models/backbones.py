@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from models.layers import convolve_joined
 from models.weight_files import read_tensors, require_finite
 
 RESIDUAL_START = 0.2
@@ -121,8 +122,18 @@ class BiasedResNet18Trunk(nn.Module):
         self.layer3 = basic_blocks(2 * base, 4 * base, stride=2, bias=True)
 
     def features(self, inputs: Tensor) -> Tensor:
-        stem = F.max_pool2d(F.relu(self.bn1(self.conv1(inputs))), 3, stride=2, padding=1)
-        return self.layer3(self.layer2(self.layer1(stem)))
+        return self._after_stem(self.conv1(inputs))
+
+    def features_of_objects(self, image: Tensor, planes: Tensor) -> Tensor:
+        """`features` of the image (B, 3, H, W) joined with each object's own planes (B, O, num_in - 3, H, W).
+
+        Returns (B*O, 4*base, H/16, W/16). The image goes through the stem once for all objects.
+        """
+        return self._after_stem(convolve_joined(self.conv1, planes, image, shared_first=True).flatten(0, 1))
+
+    def _after_stem(self, stem: Tensor) -> Tensor:
+        pooled = F.max_pool2d(F.relu(self.bn1(stem)), 3, stride=2, padding=1)
+        return self.layer3(self.layer2(self.layer1(pooled)))
 
 
 def basic_blocks(num_in: int, num_out: int, *, stride: int, bias: bool) -> nn.Sequential:

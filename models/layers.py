@@ -37,15 +37,18 @@ def use_channels_last(module: nn.Module) -> None:
             parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
 
 
-def convolve_joined(convolution: nn.Conv2d, own: Tensor, shared: Tensor) -> Tensor:
+def convolve_joined(convolution: nn.Conv2d, own: Tensor, shared: Tensor, *, shared_first: bool = False) -> Tensor:
     """`convolution` of [own, shared] joined over channels, with the part of `shared` computed once for all objects.
 
-    own (B, O, C1, h, w), shared (B, C2, h, w), convolution over C1 + C2 channels. Returns (B, O, C, h, w).
+    own (B, O, C1, h, w), shared (B, C2, h, w), convolution over C1 + C2 channels, [shared, own] with shared_first.
+    Returns (B, O, C, h', w').
     """
-    num_own = own.shape[2]
-    padding = int(convolution.padding[0])
-    of_own = F.conv2d(own.flatten(0, 1), convolution.weight[:, :num_own], convolution.bias, padding=padding)
-    of_shared = F.conv2d(shared, convolution.weight[:, num_own:], padding=padding)
+    channels = [shared.shape[1], own.shape[2]] if shared_first else [own.shape[2], shared.shape[1]]
+    first, second = convolution.weight.split(channels, dim=1)
+    own_weight, shared_weight = (second, first) if shared_first else (first, second)
+    stride, padding = int(convolution.stride[0]), int(convolution.padding[0])
+    of_own = F.conv2d(own.flatten(0, 1), own_weight, convolution.bias, stride=stride, padding=padding)
+    of_shared = F.conv2d(shared, shared_weight, stride=stride, padding=padding)
     return of_own.unflatten(0, own.shape[:2]) + of_shared.unsqueeze(1)
 
 

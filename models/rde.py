@@ -100,13 +100,17 @@ class ValueEncoder(BiasedResNet18Trunk):
         self.others = others
         self.fuser = Fuser(base)
 
-    def forward(self, image: Tensor, f16: Tensor, masks: Tensor) -> Tensor:
-        """image (B, 3, H, W), f16 (B, 1024, h, w), masks (B, O, H, W) in [0, 1] -> (B, O, 512, h, w)."""
-        image_BOCHW = image.unsqueeze(1).expand(-1, masks.shape[1], -1, -1, -1)
-        channels = [image_BOCHW, masks.unsqueeze(2)]
+    def forward(self, image: Tensor, f16: Tensor, masks: Tensor, num_sets: int = 1) -> Tensor:
+        """image (B, 3, H, W), f16 (B, 1024, h, w), masks (B, O, H, W) in [0, 1] -> (B, O, 512, h, w).
+
+        The O objects are num_sets sets, one after the other; an object's others are those of its own set.
+        """
+        planes = masks.unsqueeze(2)
         if self.others:
-            channels.append((masks.sum(1, keepdim=True) - masks).unsqueeze(2))
-        features = self.features(torch.cat(channels, 2).flatten(0, 1)).unflatten(0, masks.shape[:2])
+            sets = masks.unflatten(1, (num_sets, -1))
+            others = (sets.sum(2, keepdim=True) - sets).flatten(1, 2)
+            planes = torch.stack([masks, others], 2)  # (B, O, 2, H, W)
+        features = self.features_of_objects(image, planes).unflatten(0, masks.shape[:2])
         return self.fuser(features, f16).unflatten(0, masks.shape[:2])
 
 
@@ -168,8 +172,12 @@ class Decoder(nn.Module):
         self.pred = nn.Conv2d(4 * base, 1, 3, padding=1)
 
     def forward(self, decoder_input: Tensor, f8: Tensor, f4: Tensor) -> Tensor:
-        """decoder_input (B, O, 1024, h, w), f8 (B, 512, 2h, 2w), f4 (B, 256, 4h, 4w) -> logits (B, O, H, W)."""
-        at_16 = self.compress(decoder_input.flatten(0, 1))
+        """decoder_input (B, O, 1024, h, w), f8 (B, 512, 2h, 2w), f4 (B, 256, 4h, 4w) -> logits (B, O, H, W).
+
+        The second half of decoder_input's channels is the frame's: the same for all objects.
+        """
+        readout, thin = decoder_input.chunk(2, dim=2)
+        at_16 = self.compress.forward_joined(readout, thin[:, 0])
         at_8 = self.up_16_8(at_16, f8)
         at_4 = self.up_8_4(at_8, f4)
         logits = F.interpolate(self.pred(F.relu(at_4)), scale_factor=4, mode="bilinear", align_corners=False)
@@ -228,14 +236,14 @@ class Rde(nn.Module):
         thin = self.key_comp(f16).unflatten(0, clips)
         return KeyFeatures(key, thin, f16.unflatten(0, clips), f8.unflatten(0, clips), f4.unflatten(0, clips))
 
-    def encode_value(self, image: Tensor, f16: Tensor, masks: Tensor) -> Tensor:
+    def encode_value(self, image: Tensor, f16: Tensor, masks: Tensor, *, num_sets: int = 1) -> Tensor:
         """Values (B, O, 512, 1, h, w) of one frame for all objects at once.
 
         image (B, 3, H, W) normalised, f16 (B, 1024, h, w), masks (B, O, H, W) probabilities in [0, 1]. Each object
         sees the sum of the other objects' masks (not clamped), zeros where O = 1; a stage-0 model sees its own mask
-        only.
+        only. The objects may be num_sets sets of equal size, one after the other, that do not see each other.
         """
-        value: Tensor = self._run(self.value_encoder, image, f16, masks)
+        value: Tensor = self._run(self.value_encoder, image, f16, masks, num_sets)
         return value.unsqueeze(3)
 
     def compress(self, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
@@ -264,12 +272,13 @@ class Rde(nn.Module):
     def decode(self, decoder_input: Tensor, f8: Tensor, f4: Tensor) -> Tensor:
         """Object logits (B, O, H, W) of a frame.
 
-        decoder_input (B, O, 1024, h, w), f8 (B, 512, 2h, 2w), f4 (B, 256, 4h, 4w).
+        decoder_input (B, O, 1024, h, w) as `read` gives it: its second half is the same for all objects;
+        f8 (B, 512, 2h, 2w), f4 (B, 256, 4h, 4w).
         """
         logits: Tensor = self._run(self.decoder, decoder_input, f8, f4)
         return logits
 
-    def _run(self, part: nn.Module, *inputs: Tensor) -> Any:
+    def _run(self, part: nn.Module, *inputs: Tensor | int) -> Any:
         if self.checkpoint_activations and torch.is_grad_enabled():
             # Nothing in the network is random, so there is no generator state to keep.
             return checkpoint(part, *inputs, use_reentrant=False, preserve_rng_state=False)

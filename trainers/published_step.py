@@ -80,9 +80,15 @@ class PublishedStep(nn.Module):
 
     def _segment(self, query: FrameFeatures, memory: Memory, in_use: Tensor) -> Segmentation:
         inputs = self.model.read(memory.key, memory.value, query.key, query.thin)
-        logits = [self.model.decode(inputs[:, slot, None], query.f8, query.f4) for slot in range(2)]
+        logits = [self._decode(inputs[:, slot], query) for slot in range(2)]
         joined, probabilities = aggregate(torch.cat(logits, 1), in_use)
         return Segmentation(joined, probabilities, inputs)
+
+    def _decode(self, inputs: Tensor, query: FrameFeatures) -> Tensor:
+        """Logits (B, 1, H, W) of one object from its joined channels (B, 1024, h, w)."""
+        decoder = self.model.decoder
+        at_4 = decoder.up_8_4(decoder.up_16_8(decoder.compress(inputs), query.f8), query.f4)
+        return F.interpolate(decoder.pred(F.relu(at_4)), scale_factor=4, mode="bilinear", align_corners=False)
 
     def _cross_entropy(self, logits: Tensor, labels: Tensor, num_objects: Tensor, top_p: float) -> Tensor:
         losses = []

@@ -125,3 +125,12 @@ def test_a_file_that_holds_no_weights_is_refused_with_its_path(tmp_path: Path) -
     torch.save([1, 2], path)
     with pytest.raises(ValueError, match=r"page\.pth: expected a state dict .* found a list"):
         load_imagenet(ResNet50Trunk(BASE), path)
+
+
+def test_an_image_shared_by_objects_gives_the_features_of_each_joined_input() -> None:
+    trunk = BiasedResNet18Trunk(5, BASE)
+    fill_weights(trunk)
+    generator = torch.Generator().manual_seed(0)
+    image, planes = torch.randn(2, 3, 32, 48, generator=generator), torch.randn(2, 3, 2, 32, 48, generator=generator)
+    joined = torch.cat([image.unsqueeze(1).expand(-1, 3, -1, -1, -1), planes], 2).flatten(0, 1)
+    torch.testing.assert_close(trunk.features_of_objects(image, planes), trunk.features(joined), atol=1e-5, rtol=1e-4)

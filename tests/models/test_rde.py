@@ -150,6 +150,15 @@ def test_values_of_all_objects_at_once_equal_one_object_at_a_time_with_the_sum_o
             torch.testing.assert_close(values[:, own, :, 0], expected, atol=1e-5, rtol=1e-4)
 
 
+def test_sets_of_objects_do_not_see_each_other(small_model: Rde) -> None:
+    image, f16 = _random(2, 3, 64, 64), _random(2, 256, 4, 4)
+    first, second = torch.rand(2, 2, 2, 64, 64, generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        both = small_model.encode_value(image, f16, torch.cat([first, second], 1), num_sets=2)
+        apart = [small_model.encode_value(image, f16, masks) for masks in (first, second)]
+    torch.testing.assert_close(both, torch.cat(apart, 1), atol=1e-5, rtol=1e-4)
+
+
 def test_objects_can_be_given_in_any_order(small_model: Rde) -> None:
     images, masks = _random(2, 2, 3, 64, 64), torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(1))
     order = [2, 0, 1]
@@ -160,7 +169,8 @@ def test_objects_can_be_given_in_any_order(small_model: Rde) -> None:
 
 
 def test_the_decoder_treats_each_object_and_sample_on_its_own(small_model: Rde) -> None:
-    decoder_input, f8, f4 = _random(2, 3, 256, 4, 4), _random(2, 128, 8, 8), _random(2, 64, 16, 16)
+    readouts, thin = _random(2, 3, 128, 4, 4), _random(2, 1, 128, 4, 4, seed=1).expand(-1, 3, -1, -1, -1)
+    decoder_input, f8, f4 = torch.cat([readouts, thin], 2), _random(2, 128, 8, 8), _random(2, 64, 16, 16)
     with torch.no_grad():
         together = small_model.decode(decoder_input, f8, f4)
         assert together.shape == (2, 3, 64, 64)
