@@ -95,7 +95,9 @@ class FrozenTrunk(nn.Module):
 def _stage(name: str, num_in: int, num_inner: int, num_blocks: int, *, stride: int) -> nn.Sequential:
     num_out = EXPANSION[name] * num_inner
     block = PlainBlock if name == "resnet18" else Bottleneck
-    return nn.Sequential(block(num_in, num_inner, stride), *(block(num_out, num_inner, 1) for _ in range(num_blocks - 1)))
+    return nn.Sequential(
+        block(num_in, num_inner, stride), *(block(num_out, num_inner, 1) for _ in range(num_blocks - 1))
+    )
 
 
 def trunk_options(state: Mapping[str, Tensor], prefix: str = "") -> tuple[TrunkName, int]:

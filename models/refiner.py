@@ -59,7 +59,7 @@ class ScoreEncoder(nn.Module):
         )
 
     def forward(self, reduced: Tensor, scores: Sequence[Tensor]) -> Tensor:
-        """reduced: what `reduce` made of the features, (B, 64, h, w). scores: (B, 1, any, any), layer3 before layer4."""
+        """reduced: what `reduce` made of features, (B, 64, h, w). scores: (B, 1, any, any), layer3 before layer4."""
         size = reduced.shape[-2:]
         joined = torch.cat([reduced, *(resize(score, size) for score in scores)], 1)  # (B, 66, h, w)
         if self.att is not None:
