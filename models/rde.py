@@ -105,6 +105,7 @@ class ValueEncoder(BiasedResNet18Trunk):
 
         The O objects are num_sets sets, one after the other; an object's others are those of its own set.
         """
+        masks = masks.to(image.dtype)
         planes = masks.unsqueeze(2)
         if self.others:
             sets = masks.unflatten(1, (num_sets, -1))

@@ -42,12 +42,12 @@ def test_the_published_structure_does_more_passes() -> None:
     for name, kind in ((OURS, RdeObjective), (PUBLISHED, PublishedStep)):
         model = Rde(width=0.0625)
         calls = counts[name] = {"value": 0, "decoder": 0, "key": 0, "sam": 0}
-        parts = {"value": model.value_encoder.fuser.block2, "decoder": model.decoder, "key": model.key_encoder}
+        parts = {"value": model.value_encoder.fuser.block2, "decoder": model.decoder.pred, "key": model.key_encoder}
         for part, module in (parts | {"sam": model.mem_compress}).items():
             module.register_forward_hook(lambda *_, part=part, calls=calls: calls.update({part: calls[part] + 1}))
         kind(model)(**make_batch(), top_p=1.0)
     assert counts == {
-        OURS: {"value": 4, "decoder": 5, "key": 1, "sam": 3},
+        OURS: {"value": 4, "decoder": 4, "key": 1, "sam": 3},
         PUBLISHED: {"value": 10, "decoder": 12, "key": 1, "sam": 3},
     }
 

@@ -125,8 +125,8 @@ def unroll(clip: Clip, first_value: Tensor) -> Unrolled:
     full = full.followed_by(clip.remember(1, frame_1.probabilities))
 
     compressed = clip.compress(full)
-    frame_2 = clip.segment(2, compressed)
-    full_2 = clip.segment(2, full)  # not judged, but its mask is what frame 2 is remembered with
+    # What the full memory shows is not judged, but its mask is what frame 2 is remembered with.
+    frame_2, full_2 = clip.segment_from(2, compressed, full)
     memory_2 = clip.remember(2, full_2.probabilities)
     full = full.followed_by(memory_2)
 

@@ -105,12 +105,11 @@ class Clip:
     in_use: Tensor
 
     def first_values(self, damaged: Tensor, clean: Tensor) -> tuple[Tensor, Tensor]:
-        """Values of frame 0 for damaged and clean masks, each (B, K, 512, 1, h, w), in one pass of 2B images."""
-        image, f16 = self.images[:, 0], self.features.f16[:, 0]
+        """Values of frame 0 for damaged and clean masks, each (B, K, 512, 1, h, w), in one pass."""
         both = self.model.encode_value(
-            torch.cat([image, image]), torch.cat([f16, f16]), torch.cat([damaged, clean.to(damaged.dtype)])
+            self.images[:, 0], self.features.f16[:, 0], torch.cat([damaged, clean.to(damaged.dtype)], 1), num_sets=2
         )
-        first, second = both.chunk(2)
+        first, second = both.chunk(2, dim=1)
         return first, second
 
     def with_key(self, frame: int, value: Tensor) -> Memory:
@@ -132,10 +131,16 @@ class Clip:
 
     def segment(self, frame: int, memory: Memory) -> Segmentation:
         """`frame` as seen from `memory`."""
-        decoder_input = self.read(frame, memory)
+        (seen,) = self.segment_from(frame, memory)
+        return seen
+
+    def segment_from(self, frame: int, *memories: Memory) -> tuple[Segmentation, ...]:
+        """`frame` as seen from each of `memories`, in one decoder pass."""
+        inputs = [self.read(frame, memory) for memory in memories]
         query = self.features.frame(frame)
-        logits, probabilities = aggregate(self.model.decode(decoder_input, query.f8, query.f4), self.in_use)
-        return Segmentation(logits, probabilities, decoder_input)
+        logits = self.model.decode(torch.cat(inputs, 1), query.f8, query.f4).chunk(len(memories), dim=1)
+        masks = [aggregate(each, self.in_use) for each in logits]
+        return tuple(Segmentation(*each, given) for each, given in zip(masks, inputs, strict=True))
 
 
 def frame_losses(judged: tuple[Segmentation, ...], masks: Tensor, num_objects: Tensor, top_p: float) -> list[Tensor]:
