@@ -8,6 +8,7 @@ import re
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 from shards.errors import DataError
 from shards.findings import Finding, Findings, write_findings
@@ -117,6 +118,14 @@ def read_listing(request: BuildRequest) -> bytes | None:
     return record.read_bytes() if record.is_file() else None
 
 
+def is_unfinished(request: BuildRequest) -> bool:
+    """Whether the folder holds a build that the same request would go on with."""
+    try:
+        return (request.root / WORK_FOLDER / _PLAN).is_file()
+    except OSError:
+        return False
+
+
 def plan_jobs(request: BuildRequest, plan: Plan) -> list[ShardJob]:
     """One job for each shard of the plan."""
     work = request.root / WORK_FOLDER
@@ -221,9 +230,18 @@ def _begin(request: BuildRequest, plan: Plan) -> None:
     """Make the folder of a new build. Raises DataError where lists name no video, before anything is left behind."""
     Findings(request.on_bad, plan.source.root).extend(plan.findings)
     work = request.root / WORK_FOLDER
+    _require_folders(request.root)
     if not work.is_dir():
         _refuse_strangers(request.root)
     work.mkdir(parents=True, exist_ok=True)
+
+
+def _require_folders(root: Location) -> None:
+    """Raise DataError if the output, or a folder above it, is a file."""
+    if isinstance(root, Path):
+        for folder in (root, *root.parents):
+            if folder.exists() and not folder.is_dir():
+                raise DataError(folder, expected="a folder for the set", found="a file", remedy="give another OUT")
 
 
 def _claim(root: Location, plan: Plan, *, alone: bool) -> None:

@@ -18,6 +18,7 @@ from shards.findings import REJECTED, Finding, read_findings, write_findings
 from shards.index import INDEX_FOLDER, Batches, IndexTables, take_videos, write_index
 from shards.links import LINKS_FILE, check_sizes, encode_links, shard_locations
 from shards.manifest import MANIFEST, Manifest, ShardFacts, format_places, parse_places, read_manifest
+from shards.masks import SOFT_CODECS
 from shards.plan import shard_name
 from shards.storage import Location, list_folder, write_bytes
 
@@ -228,12 +229,16 @@ def _hardlink(root: Location, targets: Mapping[str, Location]) -> None:
 def _require_alike(parents: Sequence[Parent]) -> None:
     first = parents[0].manifest.mask_codec
     for parent in parents[1:]:
-        if parent.manifest.mask_codec != first:
+        codec = parent.manifest.mask_codec
+        if codec != first:
+            soft = (codec in SOFT_CODECS) != (first in SOFT_CODECS)
             raise DataError(
                 parent.root,
                 expected=f"masks stored as {first}, as in {parents[0].root}",
-                found=parent.manifest.mask_codec,
-                remedy="build one of them again with the other's --mask-codec",
+                found=f"{codec}: {'levels of grey and object ids are no one set' if soft else 'another codec'}",
+                remedy="keep them apart; a training recipe mixes sets"
+                if soft
+                else "build one of them again with the other's --mask-codec",
             )
 
 
@@ -246,10 +251,15 @@ def _require_distinct(parents: Sequence[Parent]) -> None:
             raise DataError(
                 parent.root,
                 expected="videos of other names",
-                found=f"{twice[0]!r} (and {len(twice) - 1} more), also in {taken[twice[0]]}",
+                found=f"{twice[0]!r}{and_more(len(twice) - 1)}, also in {taken[twice[0]]}",
                 remedy="take a subset without them first (tools/datasets.py subset --list)",
             )
         taken |= dict.fromkeys(names, parent.root)
+
+
+def and_more(count: int) -> str:
+    """` (and 3 more)`; nothing for none."""
+    return f" (and {count} more)" if count else ""
 
 
 def _common(values: Sequence[str | None]) -> str | None:

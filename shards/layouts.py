@@ -49,15 +49,19 @@ def _davis_masks(shard_set: ShardSet, video: int) -> str:
 
 
 def _name_lists(shard_set: ShardSet, out: Path) -> None:
-    """ImageSets/2017/<split>.txt with the names of a split's videos in the order of the set.
+    """ImageSets/2017/<split>.txt with the names of a split's videos, sorted as they are in the original.
 
     The test sets of the unsupervised challenge have theirs in ImageSets/2019.
     """
     unsupervised = shard_set.manifest.options.get("annotations") == "unsupervised"
     for split in sorted(shard_set.manifest.splits):
         folder = UNSUPERVISED_LISTS if unsupervised and split.startswith("test-") else LISTS
-        names = [shard_set.videos.original_names[int(row)] for row in shard_set.select(split)]
-        _write_lines(out / folder / f"{split}.txt", names)
+        _write_lines(out / folder / f"{split}.txt", _names(shard_set, split))
+
+
+def _names(shard_set: ShardSet, split: str) -> list[str]:
+    """Of a split's videos, sorted: a union has them in the order of its parents."""
+    return sorted(shard_set.videos.original_names[int(row)] for row in shard_set.select(split))
 
 
 def _pair_lists(shard_set: ShardSet, out: Path) -> None:
@@ -65,9 +69,9 @@ def _pair_lists(shard_set: ShardSet, out: Path) -> None:
     resolution = shard_set.manifest.resolution or ""
     for split in sorted(shard_set.manifest.splits):
         lines = []
-        for row in shard_set.select(split).tolist():
-            folder = f"{resolution}/{shard_set.videos.original_names[row]}"
-            for frame in shard_set.frame_rows(row):
+        for name in _names(shard_set, split):
+            folder = f"{resolution}/{name}"
+            for frame in shard_set.frame_rows(shard_set.video_row(name)):
                 image, mask = shard_set.file_name(frame), f"{shard_set.frame_name(frame)}.png"
                 lines.append(f"/JPEGImages/{folder}/{image} /Annotations/{folder}/{mask} ")
         _write_lines(out / "ImageSets" / resolution / f"{split}.txt", lines)
@@ -76,8 +80,7 @@ def _pair_lists(shard_set: ShardSet, out: Path) -> None:
 def _video_list(shard_set: ShardSet, out: Path) -> None:
     """A list file for each split that is more than a default of its kind, next to the videos."""
     for split in sorted(set(shard_set.manifest.splits) - {"train", "all"}):
-        names = [shard_set.videos.original_names[int(row)] for row in shard_set.select(split)]
-        _write_lines(out / f"{split}.txt", names)
+        _write_lines(out / f"{split}.txt", _names(shard_set, split))
 
 
 def _youtube_split(shard_set: ShardSet, video: int) -> str:
@@ -103,7 +106,7 @@ def _youtube_meta(shard_set: ShardSet, out: Path) -> None:
         plain = _youtube_split(shard_set, video).removesuffix(ALL_FRAMES)
         videos[plain][shard_set.videos.original_names[video]] = {"objects": objects}
     for split, entries in videos.items():
-        write_bytes(out / split / "meta.json", json.dumps({"videos": entries}).encode())
+        write_bytes(out / split / "meta.json", json.dumps({"videos": dict(sorted(entries.items()))}).encode())
 
 
 def _meta_entry(facts: ObjectFacts) -> dict[str, object]:

@@ -13,13 +13,12 @@ if __name__ == "__main__":
 import os
 from argparse import Namespace
 
-from tqdm import tqdm
-
 from shards.check import CheckedSet, check_set, rebuild_index
 from shards.errors import DataError
 from shards.manifest import ShardFacts, read_manifest
 from shards.storage import Location, locate
 from tools.cli import BAD_DATA, Parser, run
+from tools.progress import Progress
 from tools.source_arguments import positive
 
 
@@ -61,10 +60,10 @@ def _problems(outcome: CheckedSet | DataError) -> list[str]:
 
 def _check(root: Location, jobs: int) -> CheckedSet:
     num_bytes = sum(facts.bytes for facts in read_manifest(root).shards)
-    with tqdm(total=num_bytes, unit="B", unit_scale=True, desc=root.name) as bar:
+    with Progress(num_bytes, "B", root.name, scaled=True) as bar:
 
         def show(facts: ShardFacts) -> None:
-            bar.update(facts.bytes)
+            bar.add(facts.bytes)
 
         return check_set(root, jobs, show)
 

@@ -12,19 +12,17 @@ if __name__ == "__main__":
 
 import json
 import os
-from argparse import ArgumentParser, Namespace
+from argparse import ArgumentParser, ArgumentTypeError, Namespace
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
-
 from shards.build import build
 from shards.check import rebuild_index
-from shards.compose import LINKS, append_set, choose_fraction, merge_sets, write_subset
+from shards.compose import LINKS, and_more, append_set, choose_fraction, merge_sets, write_subset
 from shards.errors import DataError
-from shards.jobs import Progress
+from shards.jobs import Progress as Work
 from shards.manifest import MANIFEST, Manifest, read_manifest
 from shards.masks import plain_codec
 from shards.plan import BuildRequest, Plan, make_plan
@@ -33,6 +31,7 @@ from shards.sources import SOURCES
 from shards.stock_index import write_stock_indexes
 from shards.storage import Location, RemotePath, locate, remove_tree
 from tools.cli import Parser, run
+from tools.progress import Progress
 from tools.source_arguments import add_source_arguments, arguments_of, positive, source_options, split_names
 
 # Holds the new videos of a set until they are part of it.
@@ -62,13 +61,17 @@ def _parse(arguments: list[str]) -> Namespace:
     subset.add_argument("out", help="new folder or URL; its last part is the name of the view")
     subset.add_argument("--split", type=split_names, action="extend", metavar="S", help="videos of this split (or a,b)")
     subset.add_argument("--list", help="file with the names of the videos, one a line")
-    subset.add_argument("--fraction", type=float, help="share of these videos, 0..1")
-    subset.add_argument("--seed", type=int, default=0, help="chooses which share (default: 0)")
+    subset.add_argument(
+        "--fraction", type=_fraction, help="share of these videos, above 0 and at most 1 (default: all)"
+    )
+    subset.add_argument("--seed", type=int, default=0, help="chooses which share (default: %(default)s)")
     merge = commands.add_parser("merge", help="one set of several; refers to their tars")
     merge.add_argument("dataset", nargs="+", help="folders or URLs of the sets")
     merge.add_argument("out", help="new folder or URL; its last part is the name of the set")
     for command in (subset, merge):
-        command.add_argument("--link", choices=LINKS, default="reference", help="how tars are referred to")
+        command.add_argument(
+            "--link", choices=LINKS, default="reference", help="how tars are referred to (default: %(default)s)"
+        )
     _add_append(commands.add_parser("append", help="convert more videos into new shards of a set"))
     rebuild = commands.add_parser("rebuild-index", help="make the index again from the tars and the manifest alone")
     rebuild.add_argument("dataset", nargs="+", help="folder or URL of the set")
@@ -83,31 +86,41 @@ def _add_append(append: ArgumentParser) -> None:
     append.add_argument("kind", choices=sorted(SOURCES), help="layout of the source")
     append.add_argument("source", nargs="+", help="folder of the new videos, or its URL")
     append.add_argument("--split", type=split_names, action="extend", metavar="S", help="split to convert (or a,b)")
-    append.add_argument("--resolution", default="480p", help="folder below JPEGImages (default: 480p)")
+    append.add_argument("--resolution", default="480p", help="folder below JPEGImages (default: %(default)s)")
     append.add_argument("--jobs", type=positive, default=len(os.sched_getaffinity(0)), help="cores (default: all)")
     append.add_argument(
-        "--on-bad", choices=("stop", "skip"), default="stop", help="at refused input: end it, or leave out its video"
+        "--on-bad",
+        choices=("stop", "skip"),
+        default="stop",
+        help="at refused input: end it, or leave out its video (default: %(default)s)",
     )
     add_source_arguments(append)
     append.set_defaults(parser=append)
 
 
+def _fraction(text: str) -> float:
+    try:
+        fraction = float(text)
+    except ValueError:
+        fraction = 0.0
+    if not 0 < fraction <= 1:
+        raise ArgumentTypeError(f"{text!r} is no share; write 0.5 for half of the videos")
+    return fraction
+
+
 def _info(given: Namespace) -> None:
-    facts = [_facts(locate(dataset)) for dataset in given.dataset]
-    if given.json:
-        for each in facts:
-            print(json.dumps(each, sort_keys=True))
-        return
-    for each in facts:
-        histogram = each.pop("videos_by_objects")
-        print(f"{each.pop('name')} ({each.pop('path')})")
-        for key, value in each.items():
-            print(f"  {key.replace('_', ' '):16} {value}")
-        print(f"  {'objects: videos':16} " + ", ".join(f"{count}: {videos}" for count, videos in histogram.items()))
+    for dataset in given.dataset:
+        facts = _facts(locate(dataset))
+        if given.json:
+            print(json.dumps(facts, sort_keys=True))
+            continue
+        print(f"{facts['name']} ({facts['path']})")
+        for key, text in _for_people(facts).items():
+            print(f"  {key:16} {text}")
 
 
 def _facts(root: Location) -> dict[str, Any]:
-    """What `info` says of a set, in its order."""
+    """What there is to say of a set: numbers, texts, lists and tables of numbers, for programs."""
     with ShardSet.open(root) as shard_set:
         manifest, videos = shard_set.manifest, shard_set.videos
         objects = Counter(len(videos.object_ids(row)) for row in range(shard_set.num_videos))
@@ -118,22 +131,42 @@ def _facts(root: Location) -> dict[str, Any]:
         "name": manifest.name,
         "path": str(root),
         "kind": manifest.kind,
+        "options": manifest.options,
         "fingerprint": manifest.fingerprint,
-        "made_of": " ".join(parent[:16] for parent in manifest.parents) or "its source",
+        "parents": list(manifest.parents),
         "mask_codec": manifest.mask_codec,
         "shards": len(manifest.shards),
-        "shard_megabytes": round(sum(facts.bytes for facts in manifest.shards) / 1e6, 1),
+        "shard_bytes": sum(facts.bytes for facts in manifest.shards),
         "videos": manifest.num_videos,
         "frames": manifest.num_frames,
-        "frames_a_video": f"{lengths.min()} to {lengths.max()}",
-        "annotated": f"{annotated / manifest.num_frames:.1%}",
+        "shortest_video": int(lengths.min()),
+        "longest_video": int(lengths.max()),
+        "annotated_frames": annotated,
         "objects": sum(count * number for count, number in objects.items()),
-        "splits": ", ".join(f"{split} {count}" for split, count in sorted(manifest.splits.items())) or "none",
-        "image_sizes": ", ".join(f"{width}x{height} {count}" for (width, height), count in sizes.most_common(4))
-        + f" and {len(sizes) - 4} more" * (len(sizes) > 4),
-        "refused": manifest.refused,
+        "splits": dict(sorted(manifest.splits.items())),
+        "image_sizes": [
+            {"width": width, "height": height, "videos": count} for (width, height), count in sizes.most_common()
+        ],
         "videos_by_objects": dict(sorted(objects.items())),
+        "refused": manifest.refused,
+        "warnings": manifest.warnings,
     }
+
+
+def _for_people(facts: dict[str, Any]) -> dict[str, str]:
+    """The facts as lines: what is said of them -> in words."""
+    sizes = [f"{size['width']}x{size['height']} {size['videos']}" for size in facts["image_sizes"]]
+    words = {
+        "made of": " ".join(parent[:16] for parent in facts["parents"]) or "its source",
+        "shards": f"{facts['shards']}, {facts['shard_bytes'] / 1e6:.1f} MB",
+        "frames": f"{facts['frames']}, {facts['shortest_video']} to {facts['longest_video']} a video",
+        "annotated": f"{facts['annotated_frames'] / facts['frames']:.1%}",
+        "splits": ", ".join(f"{split} {count}" for split, count in facts["splits"].items()) or "none",
+        "image sizes": ", ".join(sizes[:4]) + f" and {len(sizes) - 4} more" * (len(sizes) > 4),
+        "objects: videos": ", ".join(f"{count}: {videos}" for count, videos in facts["videos_by_objects"].items()),
+    }
+    plain = ("kind", "fingerprint", "mask_codec", "videos", "objects", "refused", "warnings")
+    return {key.replace("_", " "): str(facts[key]) for key in plain} | words
 
 
 def _subset(given: Namespace) -> None:
@@ -194,13 +227,23 @@ def _append(given: Namespace) -> None:
     _print_made(root, grown)
 
 
+_BY_LIST = "leave them out: give the names of the others with --list FILE"
+# Kinds that take no list.
+_LEAVE_OUT = {
+    "davis2016": "leave them out with --split, or take them off the list of frames",
+    "static": "leave their set out with --split, or rename them",
+}
+
+
 def _require_fitting(root: Location, manifest: Manifest, request: BuildRequest, plan: Plan) -> None:
     """Raise DataError, before anything is converted, where the new videos cannot be part of the set."""
     with ShardSet.open(root) as shard_set:
         twice = sorted(set(shard_set.videos.original_names) & plan.sizes.keys())
     if twice:
-        found = f"{twice[0]!r} (and {len(twice) - 1} more) in both"
-        raise DataError(root, expected="videos of new names", found=found, remedy="leave them out with --split")
+        found = f"{twice[0]!r}{and_more(len(twice) - 1)} in both"
+        raise DataError(
+            root, expected="videos of new names", found=found, remedy=_LEAVE_OUT.get(request.kind, _BY_LIST)
+        )
     stored = {"masks": request.target(plan.source).codec, "scaling": request.options.record().get("scaling")}
     wanted = {"masks": manifest.mask_codec, "scaling": manifest.options.get("scaling")}
     if stored != wanted:
@@ -209,10 +252,10 @@ def _require_fitting(root: Location, manifest: Manifest, request: BuildRequest, 
 
 
 def _build(request: BuildRequest, plan: Plan) -> None:
-    with tqdm(total=sum(size.num_frames for size in plan.sizes.values()), unit="frame") as bar:
+    with Progress(sum(size.num_frames for size in plan.sizes.values()), "frame") as bar:
 
-        def show(progress: Progress) -> None:
-            bar.update(progress.frames)
+        def show(work: Work) -> None:
+            bar.add(work.frames)
 
         build(request, plan, show)
 

@@ -22,14 +22,11 @@ from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import NoReturn
 
-from tqdm import tqdm
-
-from shards.build import BuildResult, Engine, Part, build, build_part, finish_build, read_listing
+from shards.build import BuildResult, Engine, Part, build, build_part, finish_build, is_unfinished, read_listing
 from shards.cluster import run_on_dask
 from shards.findings import REJECTED, read_findings
-from shards.jobs import Progress
+from shards.jobs import Progress as Work
 from shards.manifest import MANIFEST
 from shards.masks import MASK_CODECS
 from shards.plan import BuildRequest, Plan, make_plan, parse_size
@@ -39,6 +36,7 @@ from shards.sources import SOURCES
 from shards.storage import locate
 from shards.work import run_jobs
 from tools.cli import Parser, run
+from tools.progress import Progress
 from tools.source_arguments import add_source_arguments, arguments_of, positive, source_options, split_names
 
 RESUME = "run the same command again to go on from the finished shards"
@@ -102,21 +100,30 @@ def _parser() -> Parser:
         help="split to convert, or several: --split train,val or repeated (default: every list with videos)",
     )
     parser.add_argument("--name", help="name of the set and its folder (default: the kind)")
-    parser.add_argument("--resolution", default="480p", help="folder below JPEGImages (default: 480p)")
+    parser.add_argument("--resolution", default="480p", help="folder below JPEGImages (default: %(default)s)")
     parser.add_argument("--jobs", type=positive, default=len(os.sched_getaffinity(0)), help="cores (default: all)")
-    parser.add_argument("--shard-size", type=_size, default="1GB", help="about how large a tar gets (default: 1GB)")
-    parser.add_argument("--mask-codec", choices=MASK_CODECS, default="lz4", help="lz4: fast; png: for other readers")
+    parser.add_argument(
+        "--shard-size", type=_size, default="1GB", help="about how large a tar gets (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--mask-codec",
+        choices=MASK_CODECS,
+        default="lz4",
+        help="lz4: fast; png: for other readers (default: %(default)s)",
+    )
     parser.add_argument(
         "--on-bad",
         choices=("stop", "skip"),
         default="stop",
-        help="at refused input: end the build, or leave out its video",
+        help="at refused input: end the build, or leave out its video (default: %(default)s)",
     )
     parser.add_argument("--dry-run", action="store_true", help="print plan and estimate, write nothing")
     share = parser.add_mutually_exclusive_group()
     share.add_argument("--part", type=_part, metavar="I/N", help="make this share of the shards only, 1/N to N/N")
     share.add_argument("--finish", action="store_true", help="make a set of the shards that all parts have made")
-    parser.add_argument("--engine", choices=("local", "dask"), default="local", help="what runs the jobs")
+    parser.add_argument(
+        "--engine", choices=("local", "dask"), default="local", help="what runs the jobs (default: %(default)s)"
+    )
     parser.add_argument("--scheduler", metavar="ADDRESS", help="of Dask (default: a cluster on this machine)")
     add_source_arguments(parser)
     return parser
@@ -174,33 +181,34 @@ def _print_estimate(request: BuildRequest, plan: Plan) -> None:
 
 
 class _Bar:
-    """Progress of a build on the terminal: frames, MB/s, time left, refusals. Appears with the first report."""
+    """Progress of a build: frames, MB/s, time left, refusals. Appears with the first report."""
 
     def __init__(self, num_frames: int) -> None:
         self._num_frames = num_frames
-        self._bar: tqdm[NoReturn] | None = None
+        self._shown: Progress | None = None
         self._started = time.monotonic()
         self._bytes = 0
         self._refused = 0
 
-    def show(self, progress: Progress) -> None:
-        """Add what was done."""
-        self._bar = self._bar or tqdm(total=self._num_frames, unit="frame")
-        self._bytes += progress.bytes
-        self._refused += progress.refused
-        speed = self._bytes / 1e6 / (time.monotonic() - self._started)
-        self._bar.set_postfix_str(f"{speed:.0f} MB/s, {self._refused} refused", refresh=False)
-        self._bar.update(progress.frames)
+    def show(self, work: Work) -> None:
+        """Add what was done; the first report tells what an earlier run had done."""
+        if self._shown is None:
+            self._shown = Progress(self._num_frames, "frame", initial=work.frames)
+            return
+        self._bytes += work.bytes
+        self._refused += work.refused
+        speed = self._bytes / 1e6 / max(1e-9, time.monotonic() - self._started)
+        self._shown.add(work.frames, f"{speed:.0f} MB/s, {self._refused} refused")
 
     def close(self) -> None:
         """Leave the terminal to whatever comes next."""
-        if self._bar is not None:
-            self._bar.close()
+        if self._shown is not None:
+            self._shown.close()
 
 
 def _build(request: BuildRequest, plan: Plan, given: Namespace) -> BuildResult:
     bar = _Bar(sum(size.num_frames for size in plan.sizes.values()))
-    with _resumable(bar):
+    with _resumable(request, bar):
         return build(request, plan, bar.show, _engine(given))
 
 
@@ -208,7 +216,7 @@ def _build_part(request: BuildRequest, plan: Plan, given: Namespace) -> None:
     part: Part = given.part
     mine = plan.shards[part.number - 1 :: part.count]
     bar = _Bar(sum(plan.sizes[name].num_frames for names in mine for name in names))
-    with _resumable(bar):
+    with _resumable(request, bar):
         build_part(request, plan, bar.show, part, _engine(given))
     print(f"part {part.number} of {part.count} is done: {len(mine)} shards; --finish after the last part makes the set")
 
@@ -226,12 +234,13 @@ def _engine(given: Namespace) -> Engine:
 
 
 @contextmanager
-def _resumable(bar: _Bar) -> Iterator[None]:
-    """Say with whatever ends a build that the same command goes on with it."""
+def _resumable(request: BuildRequest, bar: _Bar) -> Iterator[None]:
+    """Say with whatever ends a build that has begun that the same command goes on with it."""
     try:
         yield
     except (KeyboardInterrupt, OSError) as error:
-        error.add_note(RESUME)
+        if is_unfinished(request):
+            error.add_note(RESUME)
         raise
     finally:
         bar.close()

@@ -17,9 +17,17 @@ def add_source_arguments(parser: ArgumentParser) -> None:
     """Add the options of single kinds and of scaling."""
     group = parser.add_argument_group("options of single kinds")
     group.add_argument(
-        "--annotations", choices=ANNOTATIONS, default="semi-supervised", help="davis2017: which folder of masks"
+        "--annotations",
+        choices=ANNOTATIONS,
+        default="semi-supervised",
+        help="davis2017: which folder of masks (default: %(default)s)",
     )
-    group.add_argument("--masks", choices=MASK_READINGS, default="ids", help="folder: what the values of masks mean")
+    group.add_argument(
+        "--masks",
+        choices=MASK_READINGS,
+        default="ids",
+        help="folder: what the values of masks mean (default: %(default)s)",
+    )
     group.add_argument(
         "--list",
         action="append",
@@ -28,14 +36,27 @@ def add_source_arguments(parser: ArgumentParser) -> None:
         help="text file of video names: a split of its name; the other videos are left out (repeatable)",
     )
     group.add_argument(
-        "--duplicates", choices=DUPLICATES, default="keep", help="static: images with the same bytes (always listed)"
+        "--duplicates",
+        choices=DUPLICATES,
+        default="keep",
+        help="static: images with the same bytes, which are always listed (default: %(default)s)",
     )
-    group.add_argument("--md5", choices=CHECKSUMS, default="check", help="bl30k: sums of the published tars")
+    group.add_argument(
+        "--md5", choices=CHECKSUMS, default="check", help="bl30k: sums of the published tars (default: %(default)s)"
+    )
     scaling = parser.add_argument_group("scaling")
-    scaling.add_argument("--shorter-side", type=int, metavar="PIXELS", help="shrink images and masks to this")
+    scaling.add_argument(
+        "--shorter-side",
+        type=int,
+        metavar="PIXELS",
+        help="shrink to this shorter side: images bicubic, masks nearest, soft ones bilinear (default: as they are)",
+    )
     scaling.add_argument("--enlarge", action="store_true", help="bring smaller ones up to it as well")
     scaling.add_argument(
-        "--rounding", choices=get_args(Rounding), default="truncate", help="of the longer side (default: %(default)s)"
+        "--rounding",
+        choices=get_args(Rounding),
+        default="truncate",
+        help="of the longer side: truncate gives 853x480 for 1280x720 (default: %(default)s)",
     )
     scaling.add_argument(
         "--jpeg-quality", type=int, default=75, metavar="Q", help="of scaled images (default: %(default)s)"

@@ -12,12 +12,11 @@ if __name__ == "__main__":
 
 from pathlib import Path
 
-from tqdm import tqdm
-
 from shards.reader import ShardSet
 from shards.storage import locate
 from shards.unshard import unshard
 from tools.cli import Parser, run
+from tools.progress import Progress
 
 
 def main() -> None:
@@ -31,12 +30,8 @@ def unshard_tool(arguments: list[str]) -> int:
     parser.add_argument("dataset", type=locate, help="folder with a manifest.json, or its URL")
     parser.add_argument("out", type=Path, help="new or empty folder")
     given = parser.parse_args(arguments)
-    with ShardSet.open(given.dataset) as shard_set, tqdm(total=shard_set.num_frames, unit="frame") as bar:
-
-        def show(frames: int) -> None:
-            bar.update(frames)
-
-        unshard(shard_set, given.out, show)
+    with ShardSet.open(given.dataset) as shard_set, Progress(shard_set.num_frames, "frame") as bar:
+        unshard(shard_set, given.out, bar.add)
         print(f"{given.out}: {shard_set.num_videos} videos, {shard_set.num_frames} frames")
     return 0
 

@@ -134,10 +134,13 @@ def _numbered(
 def _by_stem(video: str, files: list[SourceFile], findings: list[Finding]) -> dict[str, SourceFile]:
     found: dict[str, SourceFile] = {}
     # .png first: another file of the same stem is then the odd one, but stands for the mask if it is alone.
-
     for file in sorted(files, key=lambda file: split_name(file.name)[1] != MASK_ENDING):
-        stem, _ = split_name(file.name)
-        if stem in found:
+        stem, ending = split_name(file.name)
+        if stem in found and ending == MASK_ENDING:
+            both = f"also {found[stem].label}"
+            twice = Finding("refused", "two masks for one frame", "one PNG", both, "remove one of the two", DROPPED)
+            findings.append(twice.at(file.label, video, stem))
+        elif stem in found:
             odd = Finding("warning", "two masks for one frame", "one PNG", repr(file.name), _LOOK, "ignored")
             findings.append(odd.at(file.label, video, stem))
         else:

@@ -14,8 +14,12 @@ from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 from typing import NamedTuple
 
+from shards import png
 from shards.errors import DataError
-from shards.findings import DROPPED, Finding
+from shards.findings import DROPPED, Finding, RefusedError
+from shards.images import read_image
+from shards.masks import SOFT_THRESHOLD
+from shards.soft_masks import read_levels
 from shards.sources.folders import (
     IMAGE_ENDINGS,
     MASK_ENDING,
@@ -27,7 +31,7 @@ from shards.sources.folders import (
     visible_folders,
 )
 from shards.sources.options import Duplicates
-from shards.sources.types import SourceFile, SourceFrame, SourceRequest, SourceVideo, VideoSize
+from shards.sources.types import MAX_FILE_BYTES, SourceFile, SourceFrame, SourceRequest, SourceVideo, VideoSize
 from shards.storage import Location
 
 EVERYTHING = "train"
@@ -150,22 +154,45 @@ def _key(file: SourceFile, side_by_side: bool) -> str:
 def _without_twins(stills: dict[str, _Still], duplicates: Duplicates, findings: list[Finding]) -> dict[str, _Still]:
     """Report images with the same bytes, and drop all but the first if so asked.
 
-    Only images of equal size are read. Those without a mask, and links to nothing, do not count: they are refused
-    anyway.
+    Those without a mask, and links to nothing, do not count: they are refused anyway. Before one is dropped it is made
+    sure that the one kept will not be refused either, for its mask may be.
     """
-    by_size: dict[int, list[str]] = defaultdict(list)
-    for name, still in stills.items():
-        if still.mask is None or still.image.fault:
-            continue
-        by_size[still.image.num_bytes].append(name)
-    first: dict[bytes, str] = {}
     dropped = set()
-    for name in sorted(name for names in by_size.values() if len(names) > 1 for name in names):
-        other = first.setdefault(hashlib.sha256(stills[name].image.path.read_bytes()).digest(), name)
-        if other != name:
+    for names in _same_bytes(stills):
+        kept, *others = names
+        if duplicates == "drop":
+            kept, *others = [name for name in names if _is_sound(stills[name])] or [kept]
+            dropped |= set(others)
+        for name in others:
             done = "kept" if duplicates == "keep" else DROPPED
             remedy = "--duplicates drop leaves the later ones out"
-            twin = Finding("warning", "same image twice", "other pixels", f"those of {other}", remedy, done)
+            twin = Finding("warning", "same image twice", "other pixels", f"those of {kept}", remedy, done)
             findings.append(twin.at(stills[name].image.label, name))
-            dropped |= {name} if duplicates == "drop" else set()
     return {name: still for name, still in stills.items() if name not in dropped}
+
+
+def _same_bytes(stills: dict[str, _Still]) -> list[list[str]]:
+    """Names of images with the same bytes, each group sorted; only images of equal size are read."""
+    by_size: dict[int, list[str]] = defaultdict(list)
+    for name, still in stills.items():
+        if still.mask is not None and not still.image.fault and still.image.num_bytes <= MAX_FILE_BYTES:
+            by_size[still.image.num_bytes].append(name)
+    by_bytes: dict[bytes, list[str]] = defaultdict(list)
+    for name in sorted(name for names in by_size.values() if len(names) > 1 for name in names):
+        by_bytes[hashlib.sha256(stills[name].image.read()).digest()].append(name)
+    return [names for names in by_bytes.values() if len(names) > 1]
+
+
+def _is_sound(still: _Still) -> bool:
+    """Whether a build will take image and mask; what it will not stays in the list, to be refused by its own name."""
+    assert still.mask is not None
+    try:
+        shape = read_image(still.image.read()).shape
+        chunks = png.read_chunks(still.mask.read())
+        header = png.read_header(chunks)
+        if shape != (header.height, header.width):
+            return False
+        levels, _ = read_levels(png.decode_pixels(still.mask.read()), header)
+    except RefusedError:
+        return False
+    return bool((levels >= SOFT_THRESHOLD).any())

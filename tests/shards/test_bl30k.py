@@ -96,6 +96,22 @@ def test_folders_and_tars_can_be_mixed(folder, tmp_path):
     assert shards_of(mixed) == shards_of(whole)
 
 
+@pytest.mark.parametrize("same", [True, False])
+def test_a_frame_with_two_masks_is_refused_even_if_they_are_equal(folder, tmp_path, same):
+    """Images that come twice are refused too: the tars overlap or were joined, and which one is right is a guess."""
+    files = list(files_of(folder).items())
+    name, data = next((name, data) for name, data in files if name.startswith("Annotations/kea"))
+    other = data if same else next(one for path, one in files if path.startswith("Annotations/kea") and one != data)
+    tars = [write_tar(tmp_path / "a.tar", files), write_tar(tmp_path / "b.tar", [(name, other)])]
+    with pytest.raises(DataError, match=rf"b\.tar:.*{name}: expected one PNG, found also .*a\.tar"):
+        built(tars, tmp_path / "stop")
+    result = built(tars, tmp_path / "skip", on_bad="skip")
+    video = name.split("/")[1]
+    assert [(one.reason, one.video) for one in read_findings(result.root)] == [("two masks for one frame", video)]
+    with ShardSet.open(result.root) as shard_set:
+        assert video not in shard_set.videos.original_names[:]
+
+
 def test_a_tree_below_odd_folders_is_found(folder, tmp_path):
     (tmp_path / "unpacked/BL30K/a").mkdir(parents=True)
     folder.rename(tmp_path / "unpacked/BL30K/a/BL30K")

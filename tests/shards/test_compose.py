@@ -8,13 +8,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from shards.check import check_set, rebuild_index
 from shards.compose import append_set, choose_fraction, merge_sets, write_subset
 from shards.errors import DataError
 from shards.manifest import format_places, parse_places, read_manifest
 from shards.reader import ShardSet
-from tests.shards.small_tree import build_set, files_of, label_maps, write_tree
+from tests.shards.other_trees import write
+from tests.shards.small_tree import build_kind, build_set, files_of, jpeg, label_maps, saved, write_tree
 
 
 @pytest.fixture
@@ -152,6 +154,28 @@ def test_sets_that_share_a_name_or_differ_in_codec_are_not_merged(parent, tree, 
     with pytest.raises(DataError, match=r"masks stored as lz4.* found png"):
         merge_sets([parent, as_png], tmp_path / "both")
     assert not (tmp_path / "both").exists()
+
+
+def test_levels_of_grey_and_ids_are_told_to_stay_apart(parent, tmp_path):
+    write(tmp_path / "still/ecssd/1.jpg", jpeg(1))
+    write(tmp_path / "still/ecssd/1.png", saved(Image.new("L", (56, 40), 255), "png"))
+    still = build_kind("static", [tmp_path / "still"], tmp_path).root
+    with pytest.raises(
+        DataError, match=r"found soft\.lz4: levels of grey and object ids are no one set; keep them apart"
+    ):
+        merge_sets([parent, still], tmp_path / "both")
+
+
+def test_a_view_whose_parent_was_moved_says_how_to_find_it(parent, tmp_path):
+    write_subset(parent, tmp_path / "views" / "some", ["bear"])
+    moved = parent.rename(tmp_path / "elsewhere")
+    with pytest.raises(
+        DataError, match=r"put the set it belongs to back, or correct .*views/some/links\.json, or make"
+    ):
+        ShardSet.open(tmp_path / "views" / "some")
+    next(moved.glob("*.tar")).unlink()
+    with pytest.raises(DataError, match="found no file; copy it again from where the set was built"):
+        ShardSet.open(moved)
 
 
 def test_an_appended_set_keeps_its_rows_and_gains_shards(parent, other, tmp_path):

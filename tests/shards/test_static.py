@@ -13,6 +13,7 @@ from shards.findings import RefusedError, read_findings
 from shards.masks import SOFT_CODECS, decode_label_map, decode_soft_mask, encode_soft_mask, label_map_size
 from shards.reader import ShardSet
 from shards.source_masks import read_mask
+from shards.sources.options import SourceOptions
 from tests.shards.other_trees import write
 from tests.shards.small_tree import HEIGHT, WIDTH, build_kind, indexed_png, jpeg, saved
 
@@ -149,6 +150,26 @@ def test_empty_masks_are_counted_and_dropped(tree, tmp_path):
         built(tree, tmp_path / "stop")
     shard_set = built(tree, tmp_path / "skip", on_bad="skip")
     assert shard_set.num_videos == 5 and shard_set.manifest.refused == 1
+
+
+@pytest.mark.parametrize(
+    "bad_mask",
+    [grey(np.zeros((HEIGHT, WIDTH), np.uint8)), grey(soft()[:, 1:]), grey(soft())[:-30], b""],
+    ids=["empty", "narrow", "truncated", "no bytes"],
+)
+def test_of_twins_one_whose_mask_is_sound_stays(tmp_path, bad_mask):
+    for name, mask in (("a", bad_mask), ("b", grey(soft(1))), ("c", grey(soft(2)))):
+        write(tmp_path / f"tree/ecssd/{name}.jpg", jpeg(1))
+        write(tmp_path / f"tree/ecssd/{name}.png", mask)
+    options = SourceOptions(duplicates="drop")
+    with pytest.raises(DataError, match="ecssd/a"):
+        built(tmp_path / "tree", tmp_path / "stop", options=options)
+    shard_set = built(tmp_path / "tree", tmp_path / "skip", options=options, on_bad="skip")
+    assert shard_set.videos.original_names[:] == ["ecssd/b"]
+    np.testing.assert_array_equal(level_map(shard_set, "ecssd/b"), soft(1))
+    found = [(one.severity, one.video, one.found) for one in read_findings(shard_set.path)]
+    assert sorted(found)[1] == ("warning", "ecssd/c", "those of ecssd/b")
+    assert [(severity, video) for severity, video, _ in sorted(found)[::2]] == [("refused", "ecssd/a")]
 
 
 def test_one_set_can_be_taken_alone(tree, tmp_path):

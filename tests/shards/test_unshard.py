@@ -12,6 +12,7 @@ import pytest
 import webdataset
 from PIL import Image
 
+from shards.compose import merge_sets, write_subset
 from shards.convert import ReadyFrame, ReadyVideo
 from shards.errors import DataError
 from shards.index import IndexTables, make_batch, write_index
@@ -244,3 +245,14 @@ def test_a_mask_named_by_a_path_is_refused(tmp_path):
     with pytest.raises(DataError, match=r"escaped.*do not use this set"):
         given_back(root, tmp_path / "a/b/c/d/e")
     assert not list(tmp_path.rglob("*escaped*"))
+
+
+def test_lists_of_a_union_are_those_of_the_one_tree(tmp_path):
+    names = ["ant", "bee", "cat", "dog"]
+    videos = {name: label_maps(2, (1,), seed) for seed, name in enumerate(names)}
+    tree = write_davis2016(tmp_path / "tree", videos, {"train": names, "val": ["bee", "dog"]})
+    whole = build_kind("davis2016", [tree], tmp_path, name="whole").root
+    for name, chosen in (("second", ["bee", "dog"]), ("first", ["ant", "cat"])):
+        write_subset(whole, tmp_path / name, chosen)
+    merge_sets([tmp_path / "second", tmp_path / "first"], tmp_path / "union")
+    assert files_of(given_back(tmp_path / "union", tmp_path / "out")) == files_of(given_back(whole, tmp_path / "again"))

@@ -129,12 +129,52 @@ def test_wrong_folders_say_what_would_be_right(tree, tmp_path):
 @pytest.mark.parametrize(
     "meta",
     ["[]", "{", '{"videos": {"v": {}}}', '{"videos": {"v": {"objects": {"one": {"frames": []}}}}}',
-     '{"videos": {"v": {"objects": {"0": {"frames": []}}}}}', '{"videos": {"v": {"objects": {"1": {}}}}}'],
+     '{"videos": {"v": {"objects": {"0": {"frames": []}}}}}', '{"videos": {"v": {"objects": {"1": {}}}}}',
+     '{"videos": {"v": {"objects": {"1": {"frames": []}, "01": {"frames": []}}}}}',
+     '{"videos": {"v": {"objects": {"1": {"frames": []}, "1": {"frames": []}}}}}',
+     '{"videos": {"v": {"objects": {"1": {"frames": "00000"}}}}}',
+     '{"videos": {"v": {"objects": {"1": {"frames": [0, 5]}}}}}'],
 )  # fmt: skip
 def test_a_meta_file_of_another_form_ends_the_build(tree, tmp_path, meta):
     (tree / "train/meta.json").write_text(meta)
     with pytest.raises(DataError, match=r"train/meta\.json: expected \{"):
         built(tree, tmp_path / "out", on_bad="skip")
+
+
+def test_frames_listed_in_disorder_are_sorted_and_told(tree, tmp_path):
+    path = tree / "valid/meta.json"
+    meta = json.loads(path.read_text())
+    objects = meta["videos"]["1b1b1b1b1b"]["objects"]
+    objects["1"]["frames"] = [*FRAMES[:0:-1], FRAMES[1]]
+    path.write_text(json.dumps(meta))
+    shard_set = built(tree, tmp_path / "out", splits=("valid",))
+    assert shard_set.videos.object_facts(0)[1] == ObjectFacts(tuple(FRAMES[1:]))
+    assert list(shard_set.starts(0).values()) == [(1,), (2,)]
+    (finding,) = read_findings(shard_set.path)
+    assert (finding.severity, finding.reason, finding.path) == (
+        "repaired",
+        "listed frames out of order",
+        "valid/meta.json",
+    )
+    assert finding.found == "object 1: 00015 00010 00005 00005" and finding.what_was_done == "sorted"
+
+
+def test_a_video_in_two_splits_is_left_out_of_both_and_counted_once(tree, tmp_path):
+    for folder in ("JPEGImages", "Annotations"):
+        shutil.copytree(tree / f"train/{folder}/0a0a0a0a0a", tree / f"valid/{folder}/0a0a0a0a0a")
+    with pytest.raises(DataError, match="valid/JPEGImages/0a0a0a0a0a: expected each video once, found train"):
+        built(tree, tmp_path / "stop")
+    shard_set = built(tree, tmp_path / "skip", on_bad="skip")
+    assert shard_set.videos.original_names[:] == ["1b1b1b1b1b"] and shard_set.manifest.refused == 1
+    assert reasons(shard_set) == [("refused", "video in two splits", "0a0a0a0a0a")]
+
+
+def test_the_part_of_rde_belongs_to_train_alone(tree, tmp_path):
+    shutil.copytree(tree / "train/JPEGImages", tree / "train_all_frames/JPEGImages")
+    shard_set = built(tree, tmp_path / "all", splits=("train_all_frames",))
+    assert shard_set.manifest.splits == {"train_all_frames": 1}
+    with pytest.raises(ValueError, match="train_rde is a part of train: give --split train"):
+        built(tree, tmp_path / "part", splits=("train_rde",))
 
 
 def ids(*values):

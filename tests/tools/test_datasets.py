@@ -37,13 +37,18 @@ def names_in(root):
 def test_info_says_what_is_in_a_set(parent, capsys):
     assert datasets(["info", str(parent)]) == 0
     printed = capsys.readouterr().out
-    for words in ("videos           8", "frames           16", "objects          12", "train 6, val 2", "1: 4, 2: 4"):
+    for words in ("videos           8", "frames           16, 2 to 2 a video", "objects          12", "1: 4, 2: 4"):
         assert words in printed
+    assert "splits           train 6, val 2\n" in printed and "image sizes      56x40 8\n" in printed
     assert datasets(["info", "--json", str(parent)]) == 0
     facts = json.loads(capsys.readouterr().out)
     with ShardSet.open(parent) as shard_set:
         assert facts["fingerprint"] == shard_set.fingerprint
-    assert facts["videos_by_objects"] == {"1": 4, "2": 4} and facts["image_sizes"] == "56x40 8"
+        assert facts["shard_bytes"] == sum(path.stat().st_size for path in parent.glob("*.tar"))
+    assert facts["videos_by_objects"] == {"1": 4, "2": 4} and facts["splits"] == {"train": 6, "val": 2}
+    assert facts["image_sizes"] == [{"width": 56, "height": 40, "videos": 8}]
+    assert (facts["annotated_frames"], facts["shortest_video"], facts["longest_video"]) == (16, 2, 2)
+    assert facts["parents"] == [] and facts["options"] == {}
 
 
 def test_subsets_by_split_list_and_fraction(parent, tmp_path):
@@ -117,7 +122,28 @@ def test_dali_indexes_are_written_for_every_shard(parent, tmp_path, capsys):
     assert f"{len(there)} files" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("arguments", [[], ["frob"], ["subset", "a"], ["merge", "a"], ["append", "a", "b", "c"]])
+def test_videos_that_are_there_already_are_left_out_as_their_kind_can(parent, more, tmp_path):
+    folder = tmp_path / "folder"
+    (folder / "v1").mkdir(parents=True)
+    shutil.copy(more / "JPEGImages/480p/w0/00000.jpg", folder / "v1")
+    (more / "ImageSets/2017/extra.txt").write_text("v1\n")
+    (more / "JPEGImages/480p/w0").rename(more / "JPEGImages/480p/v1")
+    for kind, source in (("davis2017", more), ("folder", folder)):
+        with pytest.raises(DataError, match=r"found 'v1' in both; leave them out: .*--list FILE"):
+            datasets(["append", str(parent), kind, str(source), "--jobs", "1"])
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        [],
+        ["frob"],
+        ["subset", "a"],
+        ["merge", "a"],
+        ["append", "a", "b", "c"],
+        *(["subset", "a", "b", "--fraction", share] for share in ("1.5", "0", "-1", "nan", "half")),
+    ],
+)
 def test_bad_usage_is_one_line_and_status_2(arguments, capsys):
     with pytest.raises(SystemExit) as caught:
         datasets(arguments)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -19,6 +20,7 @@ from shards.errors import DataError
 from shards.manifest import read_manifest
 from shards.reader import ShardSet
 from tests.shards.small_tree import files_of, label_maps, write_tree
+from tools.datasets import datasets
 from tools.shard import shard
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -116,12 +118,54 @@ def test_bad_data_is_one_message_and_status_1(tree, tmp_path):
     assert result.returncode == 1 and "no folder" in result.stderr and "Traceback" not in result.stderr
 
 
-def test_a_folder_that_may_not_be_written_is_one_message(tree, tmp_path):
+def test_a_folder_that_cannot_be_made_gets_advice_that_helps(tree, tmp_path, monkeypatch):
     blocked = tmp_path / "file"
     blocked.touch()
-    result = run_tool("davis2017", tree, blocked)
+    result = run_tool("davis2017", tree, blocked / "below", "--jobs", "1")
     assert result.returncode == 1 and "Traceback" not in result.stderr
-    assert "run the same command again" in result.stderr
+    assert f"{blocked}: expected a folder for the set, found a file; give another OUT" in result.stderr
+    assert "run the same command again" not in result.stderr
+
+    def denied(*_arguments, **_options):
+        raise PermissionError(13, "Permission denied", "out")
+
+    monkeypatch.setattr(Path, "mkdir", denied)
+    with pytest.raises(PermissionError) as caught:
+        shard(["davis2017", str(tree), str(tmp_path / "out"), "--jobs", "1"])
+    assert not hasattr(caught.value, "__notes__")
+
+
+def test_a_build_that_had_begun_is_gone_on_with(tree, tmp_path, monkeypatch):
+    def full(*_arguments, **_options):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("shards.jobs.write_shard", full)
+    with pytest.raises(OSError, match="No space left") as caught:
+        shard(["davis2017", str(tree), str(tmp_path / "out"), "--jobs", "1"])
+    assert caught.value.__notes__ == ["run the same command again to go on from the finished shards"]
+
+
+def test_the_help_says_every_default(capsys):
+    for tool, arguments in ((shard, ["--help"]), (datasets, ["append", "--help"]), (datasets, ["subset", "--help"])):
+        with pytest.raises(SystemExit):
+            tool(arguments)
+        entries = re.split(r"\n  (?=-)", " ".join(capsys.readouterr().out.split(" ")))
+        for entry in entries[1:]:
+            words = " ".join(entry.split())
+            name = words.split()[0].rstrip(",")
+            told = "(default: " in words or name in SWITCHES or name in NO_DEFAULT
+            assert told, words
+
+
+# On or off; what is not given is off.
+SWITCHES = ("-h", "--dry-run", "--finish", "--enlarge")
+NO_DEFAULT = ("--part", "--list", "--split")
+
+
+def test_a_redirected_log_has_no_bar(tree, tmp_path):
+    result = run_tool("davis2017", tree, tmp_path / "out", "--jobs", "1")
+    assert result.returncode == 0 and "it/s" not in result.stderr and "%|" not in result.stderr
+    assert "\r" not in result.stderr
 
 
 def test_ctrl_c_is_one_message_and_the_next_run_goes_on(tmp_path):
