@@ -16,8 +16,10 @@ from typing import Any, Protocol
 
 import torch
 
+from pipelines.clip_reader import ClipReader, OnCorrupt, ReadClip, ReadPlan, Substitute
+from pipelines.device_feed import DeviceFeed, make_feed
 from pipelines.source import ClipSource
-from pipelines.types import Batch, ClipPixels, ClipPlan, EncodedClip, Executor
+from pipelines.types import Batch, ClipPixels, ClipPlan, Executor
 
 READY_BATCHES = 2
 """Finished batches kept on the training device. More would only take its memory: the look-ahead is in encoded clips."""
@@ -34,15 +36,20 @@ class Assemble(Protocol):
 class LoaderStatistics:
     """What went into a number of batches of one rank.
 
-    bytes_read: of images and masks, without tar headers. trials: frame choices passed over because they showed no
-    object. misses: sum of what assemble counted (0, or a tensor on its device: reading it waits for the device).
+    requests: to the storage; bytes_read: by them, with all that a read plan reads along; bytes_used: of images and
+    masks, each frame of a clip once. trials: frame choices passed over because they showed no object. misses: sum of
+    what assemble counted (0, or a tensor on its device: reading it waits for the device). substitutes: clips that show
+    another video because their own bytes are damaged.
     Seconds are wall time of the loading thread, for planning, waiting for reads, the executor and assembly.
     """
 
     batches: int = 0
     clips: int = 0
+    requests: int = 0
     bytes_read: int = 0
+    bytes_used: int = 0
     trials: int = 0
+    substitutes: tuple[Substitute, ...] = ()
     misses: Any = 0
     plan_seconds: float = 0.0
     read_seconds: float = 0.0
@@ -54,6 +61,11 @@ class LoaderStatistics:
         names = [field.name for field in fields(self)]
         return LoaderStatistics(**{name: getattr(self, name) + getattr(other, name) for name in names})
 
+    @property
+    def read_amplification(self) -> float:
+        """Bytes read over bytes used; 0 before anything was."""
+        return self.bytes_read / self.bytes_used if self.bytes_used else 0.0
+
 
 class ClipLoader:
     """Iterates over the batches of one rank, steps start_step .. stop_step - 1, strictly in order.
@@ -62,7 +74,8 @@ class ClipLoader:
     after the other are the same batch for every R. Files are read by `threads` threads up to `look_ahead` batches
     ahead; plans, executor and assembly run in one thread of their own, in step order. An error of that work is raised
     in the loop over the batches, after the batches before it, with a note naming the clips. The one thread works on the
-    CUDA device that is current where the iteration begins.
+    CUDA device that is current where the iteration begins; with `device`, a CUDA device, on a stream of its own there,
+    and what the loop queues on its current stream waits for the batch.
 
     The threads start with the first batch and end with the iteration: at its end, on break, on an exception, on close()
     and when the loader is dropped. Iterating again goes on with the step after the last batch handed out. The executor
@@ -84,6 +97,9 @@ class ClipLoader:
         stop_step: int | None = None,
         look_ahead: int = 4,
         threads: int = 4,
+        reading: ReadPlan | None = None,
+        on_corrupt: OnCorrupt = "stop",
+        device: torch.device | None = None,
     ) -> None:
         stop_step = source.steps if stop_step is None else stop_step
         if not 0 <= start_step <= stop_step <= source.steps:
@@ -94,7 +110,9 @@ class ClipLoader:
         self.next_step, self.stop_step = start_step, stop_step
         self.wait_seconds = 0.0
         self.statistics = LoaderStatistics()
-        self._work = _Work(source, executor, assemble, self.clips_per_step, look_ahead, threads)
+        reader = ClipReader(source, reading, on_corrupt)
+        self._device_feed = make_feed(device)
+        self._work = _Work(reader, executor, assemble, self.clips_per_step, look_ahead, threads, self._device_feed)
         self._end_feed: Callable[[], Any] | None = None
 
     def __len__(self) -> int:
@@ -133,6 +151,7 @@ class ClipLoader:
                 return
             if isinstance(made, BaseException):
                 raise made
+            self._device_feed.receive(made.mark, made.batch, made.statistics)
             self.wait_seconds = time.perf_counter() - started
             self.statistics = self.statistics.plus(made.statistics)
             self.next_step = made.batch.step + 1
@@ -161,18 +180,25 @@ def share_of_batch(batch_size: int, rank: int, world_size: int) -> range:
 class _Made:
     batch: Batch
     statistics: LoaderStatistics
+    mark: Any
 
 
 @dataclass(frozen=True, slots=True)
 class _Work:
     """How batches are made; holds nothing that changes."""
 
-    source: ClipSource
+    reader: ClipReader
     executor: Executor
     assemble: Assemble
     positions: range
     look_ahead: int
     threads: int
+    device_feed: DeviceFeed
+
+    @property
+    def source(self) -> ClipSource:
+        """Where the clips come from."""
+        return self.reader.source
 
 
 @dataclass(slots=True)
@@ -181,7 +207,7 @@ class _Request:
 
     step: int
     plans: tuple[ClipPlan, ...]
-    reads: list[Future[EncodedClip]]
+    reads: list[Future[ReadClip]]
     plan_seconds: float
 
 
@@ -249,7 +275,7 @@ class _Feed:
         started = time.perf_counter()
         first = step * self._work.source.batch_size
         plans = tuple(self._plan(first + position) for position in self._work.positions)
-        reads = [self._readers.submit(self._work.source.read, plan) for plan in plans]
+        reads = [self._readers.submit(self._work.reader.read, plan) for plan in plans]
         return _Request(step, plans, reads, time.perf_counter() - started)
 
     def _plan(self, number: int) -> ClipPlan:
@@ -261,20 +287,24 @@ class _Feed:
 
     def _make(self, request: _Request) -> _Made:
         times = [time.perf_counter()]
-        clips = [self._finish_read(plan, read) for plan, read in zip(request.plans, request.reads, strict=True)]
+        reads = [self._finish_read(plan, read) for plan, read in zip(request.plans, request.reads, strict=True)]
+        clips = [read.clip for read in reads]
+        plans = tuple(clip.plan for clip in clips)
         times.append(time.perf_counter())
         try:
-            pixels = self._work.executor(clips)
-            times.append(time.perf_counter())
-            batch, misses = self._work.assemble(pixels, request.plans, step=request.step)
+            with self._work.device_feed.working():
+                pixels = self._work.device_feed.upload(self._work.executor(clips))
+                times.append(time.perf_counter())
+                batch, misses = self._work.assemble(pixels, plans, step=request.step)
+                mark = self._work.device_feed.finish()
         except Exception as error:
-            described = "; ".join(self._work.source.describe(plan) for plan in request.plans)
+            described = "; ".join(self._work.source.describe(plan) for plan in plans)
             error.add_note(f"while making the batch of step {request.step}: {described}")
             raise
         times.append(time.perf_counter())
-        return _Made(batch, _count(clips, misses, request.plan_seconds, times))
+        return _Made(batch, _count(reads, misses, request.plan_seconds, times), mark)
 
-    def _finish_read(self, plan: ClipPlan, read: Future[EncodedClip]) -> EncodedClip:
+    def _finish_read(self, plan: ClipPlan, read: Future[ReadClip]) -> ReadClip:
         try:
             return read.result()
         except Exception as error:
@@ -282,13 +312,15 @@ class _Feed:
             raise
 
 
-def _count(clips: list[EncodedClip], misses: Any, plan_seconds: float, times: list[float]) -> LoaderStatistics:
-    frames = [frame for clip in clips for frame in clip.frames]
+def _count(reads: list[ReadClip], misses: Any, plan_seconds: float, times: list[float]) -> LoaderStatistics:
     return LoaderStatistics(
         batches=1,
-        clips=len(clips),
-        bytes_read=sum(len(frame.image) + len(frame.mask or b"") for frame in frames),
-        trials=sum(clip.plan.trial for clip in clips),
+        clips=len(reads),
+        requests=sum(read.count.requests for read in reads),
+        bytes_read=sum(read.count.bytes_read for read in reads),
+        bytes_used=sum(read.count.bytes_used for read in reads),
+        trials=sum(read.clip.plan.trial for read in reads),
+        substitutes=tuple(read.substitute for read in reads if read.substitute is not None),
         misses=misses,
         plan_seconds=plan_seconds,
         read_seconds=times[1] - times[0],

@@ -8,9 +8,11 @@ from types import SimpleNamespace
 
 import numpy as np
 
-from shards.errors import DataError
 from shards.masks import FrameObjects
-from shards.reader import EncodedFrame
+from shards.reader import DamagedFrameError, EncodedFrame, Extent
+
+STRIDE = 1 << 16
+"""Bytes between the frames of a fake shard: no two count as neighbours."""
 
 Boxes = dict[int, tuple[int, int, int, int]]
 
@@ -39,7 +41,10 @@ class FakeVideo:
 class FakeSet:
     """Answers like a ShardSet for videos given as FakeVideo; `read` gives bytes that name the frame."""
 
-    def __init__(self, videos: list[FakeVideo], *, name: str = "fake", fingerprint: str = "f" * 64) -> None:
+    def __init__(
+        self, videos: list[FakeVideo], *, name: str = "fake", fingerprint: str = "f" * 64, kind: str = "youtube_vos"
+    ) -> None:
+        self.manifest = SimpleNamespace(kind=kind)
         self.fakes, self.name, self.fingerprint = videos, name, fingerprint
         self.path, self.mask_codec, self.num_videos = Path("nowhere") / name, "lz4", len(videos)
         self.first = np.cumsum([0] + [video.num_frames for video in videos])
@@ -86,11 +91,37 @@ class FakeSet:
         )
 
     def read(self, frame: int) -> EncodedFrame:
-        """Bytes that say which frame they are; DataError for the rows in `broken`."""
+        """Bytes that say which frame they are; DamagedFrameError for the rows in `broken`."""
+        extent = self.extent(frame)
+        return self.unpack(frame, self.read_ranges(0, [(extent.start, extent.num_bytes)])[0])
+
+    def extent(self, frame: int) -> Extent:
+        """All frames lie in one shard, STRIDE bytes apart, the mask right behind the image."""
+        image = len(self.image(frame))
+        return Extent(0, frame * STRIDE, image + len(f"mask {frame}"), image, image)
+
+    def image(self, frame: int) -> bytes:
+        """What stands for the JPEG."""
+        return f"{self.name} image {frame}".encode()
+
+    def read_ranges(self, _shard: int, ranges: list[tuple[int, int]]) -> list[bytes]:
+        """Bytes of the shard."""
+        return [self._bytes(start, num_bytes) for start, num_bytes in ranges]
+
+    def unpack(self, frame: int, data: bytes | memoryview) -> EncodedFrame:
+        """The frame in these bytes."""
         if frame in self.broken:
-            raise DataError(self.locate(frame), expected="good bytes", found="bad ones", remedy="mend them")
+            raise DamagedFrameError(self.locate(frame), expected="good bytes", found="bad ones", remedy="mend them")
         self.reads.append(frame)
-        return EncodedFrame(f"{self.name} image {frame}".encode(), f"mask {frame}".encode())
+        extent, found = self.extent(frame), bytes(data)
+        assert len(found) == extent.num_bytes
+        return EncodedFrame(found[: extent.image_bytes], found[extent.image_bytes :])
+
+    def _bytes(self, start: int, num_bytes: int) -> bytes:
+        first, last = start // STRIDE, (start + num_bytes) // STRIDE
+        frames = range(first, min(last + 1, self.num_frames))
+        whole = b"".join((self.image(f) + f"mask {f}".encode()).ljust(STRIDE, b"\0") for f in frames)
+        return whole[start - first * STRIDE :][:num_bytes]
 
     def locate(self, frame: int) -> str:
         """Where a frame is."""

@@ -148,8 +148,11 @@ def test_reading_stays_within_the_look_ahead(dataset):
 def test_statistics_add_up_what_was_handed_out(dataset):
     loader = make_loader(dataset, steps=4, batch_size=4)
     batches = list(loader)
-    frames = [frame for batch in batches for plan in batch.plans for frame in plan.frames]
-    assert loader.statistics.bytes_read == sum(len(f"fake image {f}") + len(f"mask {f}") for f in frames)
+    plans = [plan for batch in batches for plan in batch.plans]
+    used = sum(len(f"fake image {f}") + len(f"mask {f}") for plan in plans for f in set(plan.frames))
+    assert (loader.statistics.bytes_used, loader.statistics.bytes_read) == (used, used)
+    assert loader.statistics.requests == sum(len(set(plan.frames)) for plan in plans)
+    assert loader.statistics.read_amplification == 1
     assert (loader.statistics.batches, loader.statistics.clips, loader.statistics.misses) == (4, 16, 8)
     assert loader.statistics.trials == sum(plan.trial for batch in batches for plan in batch.plans)
     assert loader.wait_seconds >= 0
