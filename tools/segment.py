@@ -41,7 +41,7 @@ from trainers.prediction_plan import (
     usual_protocol,
 )
 from trainers.submission import write_submission
-from trainers.videos import VideoSource, open_videos
+from trainers.videos import VideoSource, choose_split, choose_videos, open_videos
 
 FPS_NOTE = """\
 model fps: as the papers count, frames the model saw, given ones too, by the time from "frame on the device" to "label
@@ -59,9 +59,8 @@ def segment(arguments: list[str]) -> int:
     options = _parse(arguments)
     device = choose_device(options.device, Ranks())
     source, protocol = _open(options)
-    videos = (
-        tuple(dict.fromkeys(options.videos)) if options.videos else source.select(_split(options, source, protocol))
-    )
+    split = choose_split(source, options.split, protocol.splits)
+    videos = choose_videos(source, split, options.videos)
     way = METHOD_ARGUMENTS[options.model].options(options, protocol)
     form = _output_form(options, protocol, device)
     plans = [plan_video(source, video, protocol, way.memorised, all_frames=options.all_frames) for video in videos]
@@ -87,7 +86,8 @@ def segment(arguments: list[str]) -> int:
         )
     if timings:
         print(_table(timings))
-    print(f"{protocol.name}: {len(timings)} videos segmented into {folder}, {len(finished)} were there")
+    of_split = "" if options.videos else f" {split}"
+    print(f"{protocol.name}{of_split}: {len(timings)} videos segmented into {folder}, {len(finished)} were there")
     if options.zip is not None:
         num_files = write_submission(options.zip, folder, plans, protocol.folder)
         print(f"{options.zip}: {num_files} label maps of {len(plans)} videos, to submit")
@@ -108,19 +108,12 @@ def _open(options: Namespace) -> tuple[VideoSource, SegmentationProtocol]:
     return open_videos(options.dataset, splits=wanted, list_folders=protocol.list_folders), protocol
 
 
-def _split(options: Namespace, source: VideoSource, protocol: SegmentationProtocol) -> str:
-    """The split asked for, else the first usual one that is there."""
-    if options.split is not None:
-        return str(options.split)
-    return next((split for split in protocol.splits if split in source.splits), protocol.splits[0])
-
-
 def _output_form(options: Namespace, protocol: SegmentationProtocol, device: torch.device) -> OutputForm:
-    shorter_side = protocol.shorter_side if options.shorter_side is None else options.shorter_side
+    sight = METHOD_ARGUMENTS[options.model].sight(options, protocol)
     png = options.png or protocol.png
     if png == "grey" and not protocol.merge_objects:
         raise ValueError(f"--png grey holds one object; {protocol.name} has several: use --protocol davis2016")
-    return OutputForm(device, None if shorter_side == "native" else shorter_side, png)
+    return OutputForm(device, sight, png)
 
 
 def _settings(
@@ -132,7 +125,7 @@ def _settings(
         "weights": file_digest(options.weights),
         "dataset": source.identity,
         "protocol": protocol.name,
-        "shorter_side": form.shorter_side,
+        **form.sight.settings(),
         "png": form.png,
     }
 
@@ -191,7 +184,9 @@ def _add_protocol_arguments(parser: Parser) -> None:
         choices=sorted(SEGMENTATION_PROTOCOLS),
         help="default: by the kind of the data set, else davis2017",
     )
-    parser.add_argument("--split", help="which videos (default: val; of YouTube-VOS valid_all_frames, else valid)")
+    parser.add_argument(
+        "--split", help="which videos (default: val; of YouTube-VOS valid_all_frames, valid; or the only one)"
+    )
     parser.add_argument("--videos", nargs="+", metavar="NAME", help="these videos instead of all of the split")
     parser.add_argument(
         "--all-frames", action="store_true", help="write every frame, not only those a YouTube-VOS set lists"

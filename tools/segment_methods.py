@@ -10,6 +10,7 @@ from models.memory import BANK_MODES
 from tools.cli import Parser
 from trainers.prediction_plan import SegmentationProtocol
 from trainers.segmenters.rde import RdeOptions
+from trainers.views import Sight
 
 
 class MethodArguments(Protocol):
@@ -24,6 +25,9 @@ class MethodArguments(Protocol):
 
     def options(self, arguments: Namespace, protocol: SegmentationProtocol) -> Any:
         """SegmenterOptions from parsed arguments; what is not given has the protocol's or the published value."""
+
+    def sight(self, arguments: Namespace, protocol: SegmentationProtocol) -> Sight:
+        """The sizes the model works at, likewise."""
 
 
 class RdeArguments:
@@ -54,8 +58,18 @@ class RdeArguments:
             arguments.amp,
         )
 
+    def sight(self, arguments: Namespace, protocol: SegmentationProtocol) -> Sight:
+        """See MethodArguments."""
+        return usual_sight(arguments, protocol)
+
 
 METHOD_ARGUMENTS: dict[str, MethodArguments] = {"rde": RdeArguments()}
+
+
+def usual_sight(arguments: Namespace, protocol: SegmentationProtocol) -> Sight:
+    """Frames at --shorter-side or the protocol's, padded to multiples of 16."""
+    shorter_side = protocol.shorter_side if arguments.shorter_side is None else arguments.shorter_side
+    return Sight(shorter_side=None if shorter_side == "native" else shorter_side)
 
 
 def refuse_foreign(parser: Parser, arguments: Namespace) -> None:

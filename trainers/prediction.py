@@ -13,20 +13,15 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from models.masks import Padding, pad_to_multiple, unpad
-from pipelines.assembly import IMAGE_DEVIATION, IMAGE_MEAN
 from shards.masks import VOID, keep_ids
 from trainers.label_files import LabelMap
 from trainers.segmenters import Segmenter
+from trainers.views import Sight, View
 
 logger = logging.getLogger(__name__)
-
-SMALLEST_SIDE = 32
-"""Pixels of a padded frame's sides at least: memory is compressed in blocks of 2x2 positions of 16 pixels."""
 
 
 @dataclass(slots=True)
@@ -83,16 +78,16 @@ def segment_video(
     *,
     device: torch.device,
     clock: ModelClock,
-    shorter_side: int | None = None,
+    sight: Sight | None = None,
 ) -> Iterator[tuple[int, LabelMap]]:
     """Number and label map (H, W) uint8 of every frame that is to be written, in order, as the frames come.
 
     frames: RGB (H, W, 3) uint8 of the frames in `script.shown`. read_labels: the given label map (H, W) uint8 of a
-    frame, of which only the ids that begin there count. The first one is that frame's prediction. shorter_side: pixels
-    the model sees; None: as they are. Raises ValueError for a frame of another size than the first label map.
+    frame, of which only the ids that begin there count. The first one is that frame's prediction. sight: how the
+    model sees frames; None: as they are, padded. Raises ValueError for a frame whose size is not the first label map's.
     """
     first = read_labels(script.first)
-    view = _View((first.shape[0], first.shape[1]), device, shorter_side)
+    view = View((first.shape[0], first.shape[1]), device, sight or Sight())
     written = frozenset(script.written)
     yield from ((number, np.zeros_like(first)) for number in script.written if number < script.first)
     names = np.zeros(1, np.uint8)  # of background, then of the objects in the order in which they began
@@ -127,60 +122,19 @@ class _Beginning:
     labels: LabelMap
 
 
-@dataclass(frozen=True, slots=True)
-class _View:
-    """How the model sees frames of `size` (height, width): resized to a shorter side, padded, on a device."""
-
-    size: tuple[int, int]
-    device: torch.device
-    shorter_side: int | None
-
-    @property
-    def seen_size(self) -> tuple[int, int]:
-        """Height and width after resizing; the longer side is cut to whole pixels."""
-        if self.shorter_side is None:
-            return self.size
-        height, width = self.size
-        if height <= width:
-            return self.shorter_side, int(self.shorter_side * width / height)
-        return int(self.shorter_side * height / width), self.shorter_side
-
-    def image(self, pixels: Tensor) -> tuple[Tensor, Padding]:
-        """(H, W, 3) uint8 -> (1, 3, H', W') float32: normalised first, then resized, then padded with the mean."""
-        image = _normalised(pixels)
-        if self.seen_size != self.size:
-            image = F.interpolate(image, self.seen_size, mode="bicubic", align_corners=False)
-        return pad_to_multiple(image, smallest=SMALLEST_SIDE)
-
-    def masks(self, beginning: _Beginning) -> Tensor:
-        """Masks (1, N, H', W') float32, 0 or 1, of the objects that begin."""
-        labels = torch.tensor(beginning.labels, device=self.device)
-        masks = torch.stack([labels == int(object_id) for object_id in beginning.ids]).float()[None]
-        if self.seen_size != self.size:
-            masks = F.interpolate(masks, self.seen_size, mode="nearest")
-        return pad_to_multiple(masks, smallest=SMALLEST_SIDE)[0]
-
-    def positions(self, probabilities: Tensor, padding: Padding) -> Tensor:
-        """(H, W) uint8, the most probable of background and objects, from probabilities (1, 1+O, H', W')."""
-        probabilities = unpad(probabilities, padding)
-        if self.seen_size != self.size:
-            probabilities = F.interpolate(probabilities, self.size, mode="bilinear", align_corners=False)
-        return probabilities[0].argmax(0).to(torch.uint8)
-
-
 def _advance(
-    segmenter: Segmenter, view: _View, pixels: Tensor, beginning: _Beginning | None, *, skipped: int
+    segmenter: Segmenter, view: View, pixels: Tensor, beginning: _Beginning | None, *, skipped: int
 ) -> Tensor | None:
     """Show one frame, with the objects that begin in it; None for the first, whose masks are given."""
     image, padding = view.image(pixels)
     if skipped < 0 and beginning is not None:  # the first frame comes after none
         if not len(beginning.ids):
             raise ValueError("the first label map has none of the objects to follow")
-        segmenter.start(image, view.masks(beginning))
+        segmenter.start(image, view.masks(beginning.labels, beginning.ids))
         return None
     probabilities = segmenter.step(image, skipped=skipped)
     if beginning is not None and len(beginning.ids):
-        probabilities = segmenter.add(view.masks(beginning))
+        probabilities = segmenter.add(view.masks(beginning.labels, beginning.ids))
     return view.positions(probabilities, padding)
 
 
@@ -190,12 +144,6 @@ def _given(labels: LabelMap, ids: tuple[int, ...], frame: int) -> _Beginning:
         missing = sorted(set(ids) - set(present))
         logger.warning("frame %d should show where objects %s begin, but they are not in its mask", frame, missing)
     return _Beginning(np.array(present, np.uint8), labels)
-
-
-def _normalised(pixels: Tensor) -> Tensor:
-    """(H, W, 3) uint8 -> (1, 3, H, W) float32."""
-    mean, deviation = (torch.tensor(values, device=pixels.device) for values in (IMAGE_MEAN, IMAGE_DEVIATION))
-    return ((pixels / 255 - mean) / deviation).permute(2, 0, 1)[None]
 
 
 def _now(device: torch.device) -> float:

@@ -13,7 +13,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -30,10 +30,12 @@ from trainers.prediction import ModelClock, segment_video
 from trainers.prediction_plan import PngForm, VideoPlan
 from trainers.segmenters import Segmenter
 from trainers.videos import VideoSource
+from trainers.views import Sight
 
 SETTINGS_FILE = "segment.json"
 FRAMES_AHEAD = 2
 FRAMES_BEHIND = 4
+JPEG_START = b"\xff\xd8"
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -56,10 +58,10 @@ class VideoTiming:
 
 @dataclass(frozen=True, slots=True)
 class OutputForm:
-    """Where and at which size the model works (`segment_video`), and what kind of PNG is written."""
+    """Where the model works, how it sees frames (`segment_video`), and what kind of PNG is written."""
 
     device: torch.device
-    shorter_side: int | None = None
+    sight: Sight = field(default_factory=Sight)
     png: PngForm = "palette"
 
 
@@ -141,7 +143,7 @@ def segment_to_folder(
                 lambda frame: plan.read_labels(source, frame),
                 device=form.device,
                 clock=clock,
-                shorter_side=form.shorter_side,
+                sight=form.sight,
             ):
                 writes.append(writer.submit(_write, result_path(folder, plan, frame), labels, palette, form.png))
                 if len(writes) > FRAMES_BEHIND:
@@ -227,9 +229,9 @@ def _read_frame(source: VideoSource, plan: VideoPlan, frame: int) -> NDArray[np.
     try:
         return simplejpeg.decode_jpeg(data, colorspace="RGB")
     except ValueError as error:
-        raise DataError(
-            source.locate(plan.video, name), expected="a whole JPEG", found=f"{error}", remedy="restore the file"
-        ) from None
+        found = f"{error}" if data.startswith(JPEG_START) else f"{len(data)} bytes that are no JPEG: {data[:12]!r}"
+        place = source.locate(plan.video, name)
+        raise DataError(place, expected="a whole JPEG", found=found, remedy="restore the file") from None
 
 
 def _write(path: Path, labels: LabelMap, palette: bytes | None, png: PngForm) -> None:

@@ -17,6 +17,7 @@ from trainers.label_files import LabelMap
 from trainers.prediction import ModelClock, Script, segment_video
 from trainers.segmenters import Segmenter
 from trainers.segmenters.rde import RdeOptions, RdeSegmenter
+from trainers.views import Sight
 
 CPU = torch.device("cpu")
 NUM_FRAMES = 11
@@ -132,7 +133,7 @@ def predict(
     shown = [frames[frame] for frame in script.shown]
     clock = ModelClock()
     found = dict(
-        segment_video(segmenter, script, shown, given_labels, device=CPU, clock=clock, shorter_side=shorter_side)
+        segment_video(segmenter, script, shown, given_labels, device=CPU, clock=clock, sight=Sight(shorter_side))
     )
     assert clock.num_frames == len(script.shown)
     return found
