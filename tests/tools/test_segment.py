@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import re
 import zipfile
 from pathlib import Path
 
@@ -22,6 +23,7 @@ from trainers.prediction import ModelClock, segment_video, whole_script
 from trainers.prediction_plan import SEGMENTATION_PROTOCOLS, plan_video
 from trainers.segmenters.rde import RdeOptions, RdeSegmenter
 from trainers.submission import write_submission
+from trainers.video_folders import UnknownNameError
 from trainers.videos import open_videos
 
 VIDEOS = {"one": (7,), "two": (2, 5)}
@@ -182,7 +184,7 @@ def test_a_damaged_frame_stops_with_its_name_and_leaves_no_partial_file(
     weights: Path, tree: Path, tmp_path: Path
 ) -> None:
     (tree / "JPEGImages" / "480p" / "one" / "00003.jpg").write_bytes(b"not a picture")
-    with pytest.raises(DataError, match=r"one/00003\.jpg: expected a whole JPEG"):
+    with pytest.raises(DataError, match=r"one/00003\.jpg: expected a whole JPEG, found 13 bytes .* b'not a"):
         run_segment(weights, tree, tmp_path / "out")
     assert not list((tmp_path / "out").rglob("*.tmp"))
     assert not (tmp_path / "out" / "one" / "00003.png").exists()
@@ -297,6 +299,30 @@ def test_real_youtube_vos_keeps_its_ids_and_sizes(weights: Path, shared_data: Pa
             assert found.shape == read_label_map(truth).shape
             assert set(np.unique(found)) <= ids
     assert not read_label_map(tmp_path / "out" / "Annotations" / "e2d00d0b02" / "00000.png").any()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--videos", "tow"], "no video 'tow'; did you mean 'two'?"),
+        (["--split", "vall"], "no split 'vall'; did you mean 'val'?"),
+    ],
+)
+def test_a_name_the_data_set_does_not_have_is_bad_usage(
+    weights: Path, tree: Path, tmp_path: Path, arguments: list[str], message: str
+) -> None:
+    with pytest.raises(UnknownNameError, match=re.escape(message)) as error:
+        run_segment(weights, tree, tmp_path / "out", *arguments)
+    assert error.value.exit_status == 2
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_only_split_of_a_set_is_segmented_without_being_named(
+    weights: Path, tree: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tree / "ImageSets" / "2017" / "val.txt").rename(tree / "ImageSets" / "2017" / "mine.txt")
+    assert run_segment(weights, tree, tmp_path / "out") == 0
+    assert "davis2017 mine: 2 videos segmented" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
