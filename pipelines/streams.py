@@ -32,6 +32,7 @@ class StreamName(IntEnum):
     COLOUR = 6
     DAMAGE = 7
     SPLINE = 8
+    FIRST_FRAME = 20
 
 
 class Stream:
