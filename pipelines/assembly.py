@@ -14,19 +14,25 @@ import torch
 from pipelines.damage import FULL, damage_masks
 from pipelines.recipes.request import Recipe
 from pipelines.spline import bend
-from pipelines.types import VOID, AreaRule, Batch, ClipPixels, ClipPlan
+from pipelines.types import IMAGENET, VOID, AreaRule, Batch, ClipPixels, ClipPlan, Normalisation
 from shards.masks import SOFT_THRESHOLD
 
-IMAGE_MEAN = (0.485, 0.456, 0.406)
-IMAGE_DEVIATION = (0.229, 0.224, 0.225)
-"""Of ImageNet's RGB on the 0..1 scale, which every backbone here was pretrained with."""
+IMAGE_MEAN = IMAGENET.mean
+IMAGE_DEVIATION = IMAGENET.deviation
+"""Of ImageNet's RGB on the 0..1 scale."""
 
 NUM_LABELS = 256
 
 
 def make_assembly(recipe: Recipe, device: torch.device) -> partial[tuple[Batch, torch.Tensor]]:
     """`assemble` for the clips of a recipe."""
-    return partial(assemble, num_slots=recipe.num_slots, area_rule=recipe.area_rule, device=device)
+    return partial(
+        assemble,
+        num_slots=recipe.num_slots,
+        area_rule=recipe.area_rule,
+        normalisation=recipe.normalisation,
+        device=device,
+    )
 
 
 def assemble(
@@ -37,12 +43,14 @@ def assemble(
     step: int,
     device: torch.device | str,
     area_rule: AreaRule | None = None,
+    normalisation: Normalisation = IMAGENET,
 ) -> tuple[Batch, torch.Tensor]:
-    """The batch on `device`, and how many of its clips show no object, a () int64 tensor there.
+    """The batch on `device`, and how many of its clips show no object in frame 0, a () int64 tensor there.
 
     Frames are bent by the splines of their plans. The first `num_slots` ids of plan.object_ids that are present in the
-    first frame, or fulfil area_rule, become slots 1, 2, ...; all other objects become background. A soft mask is slot 1
-    where its level is at least 128. Raises ValueError unless there is one plan per clip and 1 <= num_slots < 255.
+    first frame, or fulfil area_rule, or whose plan lists its slots, become slots 1, 2, ...; all other objects become
+    background. A soft mask is slot 1 where its level is at least 128. Outside plan.content all is black and void.
+    Raises ValueError unless there is one plan per clip and 1 <= num_slots < 255.
     """
     if not 1 <= num_slots < VOID:
         raise ValueError(f"num_slots must be in 1..{VOID - 1}, got {num_slots}")
@@ -50,7 +58,8 @@ def assemble(
         raise ValueError(f"{len(plans)} plans for the pixels of {len(pixels.images)} clips")
     device = torch.device(device)
     images, labels, annotated = (move(t, device) for t in (pixels.images, pixels.labels, pixels.annotated))
-    bent = bend(ClipPixels(images, torch.where(annotated[:, :, None, None], labels, 0), annotated, pixels.soft), plans)
+    annotated_labels = torch.where(annotated[:, :, None, None], labels, 0)
+    bent = _blank(bend(ClipPixels(images, annotated_labels, annotated, pixels.soft), plans), plans)
     if bent.soft:
         masks = (bent.labels >= SOFT_THRESHOLD).to(torch.uint8)
         num_objects = masks[:, 0].flatten(1).amax(dim=1).long()
@@ -61,15 +70,17 @@ def assemble(
         first, clean = masks[:, :1] == torch.arange(1, num_slots + 1, device=device)[None, :, None, None], None
     batch = Batch(
         step=step,
-        images=normalise(bent.images),
+        images=normalise(bent.images, normalisation),
         masks=torch.where(annotated[:, :, None, None], masks, VOID),
         num_objects=num_objects,
         first_masks=_damaged(first, plans, soft=bent.soft),
         annotated=annotated,
         plans=tuple(plans),
         clean_masks=clean,
+        normalisation=normalisation,
     )
-    return batch, (batch.num_objects == 0).sum()
+    shown = (masks[:, 0] > 0) & (masks[:, 0] < VOID)
+    return batch, (~shown.flatten(1).any(dim=1)).sum()
 
 
 def choose_objects(
@@ -78,7 +89,7 @@ def choose_objects(
     """(B, K) uint8: the data set's id of slot k + 1, 0 for unused slots, which come last.
 
     labels (B, T, H, W) uint8. Without area_rule an id needs one pixel in frame 0, as RDE counts for DAVIS and
-    YouTube-VOS; BL30K has a rule.
+    YouTube-VOS; BL30K has a rule. Of a plan that lists its slots every id is one.
     """
     listed = _listed_ids(plans).to(labels.device, non_blocking=True)  # (B, P)
     areas = count_labels(labels[:, : 1 if area_rule is None else 3])
@@ -87,7 +98,8 @@ def choose_objects(
     if area_rule is not None:
         stays_small = areas[:, 1:].amax(dim=1) < area_rule.later
         eligible = (areas[:, 0] > area_rule.large) | ((areas[:, 0] > area_rule.small) & stays_small)
-    eligible = eligible & (listed > 0)
+    given = torch.tensor([plan.labels.listed for plan in plans]).to(labels.device, non_blocking=True)
+    eligible = (eligible | given[:, None]) & (listed > 0)
     slots = torch.where(eligible, eligible.cumsum(dim=1), 0).clamp(max=num_slots + 1)
     # Column 0 takes the ids that are passed over, the last one the surplus; both are cut off.
     chosen = torch.zeros(len(plans), num_slots + 2, dtype=torch.long, device=labels.device)
@@ -113,10 +125,10 @@ def slot_masks(labels: torch.Tensor, slot_ids: torch.Tensor) -> torch.Tensor:
     return masks
 
 
-def normalise(images: torch.Tensor) -> torch.Tensor:
-    """(B, T, H, W, 3) uint8 -> (B, T, 3, H, W) float32 with ImageNet mean and deviation; channels last in memory."""
+def normalise(images: torch.Tensor, normalisation: Normalisation = IMAGENET) -> torch.Tensor:
+    """(B, T, H, W, 3) uint8 -> (B, T, 3, H, W) float32, mean and deviation taken out; channels last in memory."""
     width = images.shape[3]
-    mean, deviation = torch.tensor(IMAGE_MEAN) * 255, torch.tensor(IMAGE_DEVIATION) * 255
+    mean, deviation = torch.tensor(normalisation.mean) * 255, torch.tensor(normalisation.deviation) * 255
     # Whole rows of numbers: a CPU loop over the last dimension of 3 would take ten times as long.
     scale, shift = ((1 / deviation).repeat(width), (-mean / deviation).repeat(width))
     rows = _empty_floats(images.flatten(3)).copy_(images.flatten(3))  # (B, T, H, W * 3)
@@ -136,6 +148,23 @@ def move(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
     if device.type == "cuda" and tensor.device.type == "cpu":
         return tensor.pin_memory().to(device, non_blocking=True)
     return tensor.to(device)
+
+
+def _blank(pixels: ClipPixels, plans: Sequence[ClipPlan]) -> ClipPixels:
+    """The pixels with black and void outside of each plan's content; copies where anything changes."""
+    if all(plan.content is None for plan in plans):
+        return pixels
+    images, labels = pixels.images.clone(), pixels.labels.clone()
+    for image, label_map, plan in zip(images, labels, plans, strict=True):
+        if plan.content is None:
+            continue
+        top, left, height, width = plan.content
+        rows, columns = slice(top, top + height), slice(left, left + width)
+        for target, level in ((image, 0), (label_map, VOID)):
+            kept = target[:, rows, columns].clone()
+            target.fill_(level)
+            target[:, rows, columns] = kept
+    return ClipPixels(images, labels, pixels.annotated, pixels.soft)
 
 
 def _damaged(first: torch.Tensor, plans: Sequence[ClipPlan], *, soft: bool) -> torch.Tensor:

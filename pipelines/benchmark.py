@@ -153,8 +153,8 @@ class _Stages:
 
     def decode_and_warp_masks(self) -> None:
         with one_opencv_thread():
-            for place, snapped, matrix in zip(self._places, self._snapped, self._matrices, strict=True):
-                warp_labels(decode_labels(*place), matrix, snapped.half_steps[0], self._labels)
+            for place, snapped in zip(self._places, self._snapped, strict=True):
+                warp_labels(decode_labels(*place), snapped, self._labels)
 
     def assemble(self) -> None:
         for pixels, plans in self._pixels:

@@ -11,7 +11,6 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
-from pipelines.assembly import IMAGE_DEVIATION, IMAGE_MEAN
 from pipelines.types import VOID, Batch, ClipPlan
 from shards.palettes import voc_palette
 from shards.storage import write_bytes
@@ -79,7 +78,7 @@ def clip_rows(batch: Batch, describe: Callable[[ClipPlan], str]) -> tuple[list[l
     The first picture of a row shows the damaged first masks the model starts from (`clip_headings`). describe: where a
     clip comes from (`ClipSource.describe`).
     """
-    mean, deviation = np.array(IMAGE_MEAN), np.array(IMAGE_DEVIATION)
+    mean, deviation = np.array(batch.normalisation.mean), np.array(batch.normalisation.deviation)
     rows, captions = [], []
     for position, plan in enumerate(batch.plans):
         images = batch.images[position].permute(0, 2, 3, 1).cpu().numpy()

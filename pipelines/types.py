@@ -8,7 +8,7 @@ executor needs to know how many steps there were.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Literal, NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -44,6 +44,32 @@ class ClipSteps:
 
 
 @dataclass(frozen=True, slots=True)
+class StmCycleSteps:
+    """The steps of an STM-Cycle plan in the order of its backend, as `pipelines.recipes.stm_cycle` draws them.
+
+    backend: whose order, interpolations and rounding. transpose: swap the axes of the frame. corner_shear: (x, y) about
+    the top left corner. cut: (top, right, bottom, left) whole pixels taken off, the rest resized back. scale, shear
+    (degrees): of the clip; rotations: T angles in degrees. contrast: factor; brightness: levels added; flip: mirror.
+    """
+
+    backend: Literal["imgaug", "dali"]
+    transpose: bool
+    corner_shear: tuple[float, float]
+    cut: tuple[int, int, int, int]
+    scale: float
+    shear: float
+    rotations: tuple[float, ...]
+    contrast: float
+    brightness: float
+    flip: bool
+
+
+@dataclass(frozen=True, slots=True)
+class SquashSteps:
+    """FRTM's one step: resize to plan.size whatever the aspect, images linearly, masks by torch's legacy nearest."""
+
+
+@dataclass(frozen=True, slots=True)
 class AreaRule:
     """Which objects may be chosen, by their areas in pixels of the warped masks of clip frames 0, 1 and 2.
 
@@ -53,6 +79,48 @@ class AreaRule:
     large: int
     small: int
     later: int
+
+
+PublishedSteps = ClipSteps | StmCycleSteps | SquashSteps
+
+
+@dataclass(frozen=True, slots=True)
+class LabelRules:
+    """How the label maps of a plan are read and become slots; the defaults are RDE's.
+
+    void_is_background: label 255 of the source is read as 0. unanimous: a pixel becomes void unless the four source
+    pixels around its sampling point share a label, which is what cutting off linearly resized one-hot masks to 0 and 1
+    leaves of them. listed: the plan's object_ids are the slots, in their order and whether they are seen or not; else
+    its first ids that are seen.
+    """
+
+    void_is_background: bool = False
+    unanimous: bool = False
+    listed: bool = False
+
+
+RDE_LABELS = LabelRules()
+
+
+class Content(NamedTuple):
+    """The rectangle of an output canvas that shows a frame, in whole pixels."""
+
+    top: int
+    left: int
+    height: int
+    width: int
+
+
+@dataclass(frozen=True, slots=True)
+class Normalisation:
+    """What is subtracted from and divided by, per channel of RGB on the 0..1 scale."""
+
+    mean: tuple[float, float, float]
+    deviation: tuple[float, float, float]
+
+
+IMAGENET = Normalisation((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+"""Of ImageNet's pictures, on which every backbone here was pretrained."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -74,6 +142,9 @@ class ClipPlan:
     steps: what matrices and colours were composed from, for recipes that have a published step-by-step form.
     splines: per frame the control points of a thin-plate spline that bends the warped, coloured frame (see
     pipelines.spline), or None for a frame that stays as it is. Empty: no frame is bent.
+    labels: how label maps are read. label_matrices: (T, 2, 3) float32 as `matrices`, where labels are not sampled at
+    the same points as images. nearest_images: images take the pixel under the sampling point, as labels do.
+    content: outside of it the output is black and void (after colours); None for the whole canvas.
     """
 
     number: int
@@ -88,8 +159,12 @@ class ClipPlan:
     damage_key: tuple[int, int]
     damage_iou: float | None
     trial: int
-    steps: ClipSteps | None = None
+    steps: PublishedSteps | None = None
     splines: tuple[NDArray[np.float64] | None, ...] = ()
+    labels: LabelRules = RDE_LABELS
+    label_matrices: NDArray[np.float32] | None = None
+    nearest_images: bool = False
+    content: Content | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,7 +210,7 @@ class Executor(Protocol):
 class Batch:
     """What one rank trains on in one step. B clips, T frames, K slots.
 
-    images: (B, T, 3, H, W) float32, normalised with the ImageNet mean and deviation; a channels-last view of memory.
+    images: (B, T, 3, H, W) float32, normalised by `normalisation`; a channels-last view of memory.
     masks: (B, T, H, W) uint8 slots: 0 background, 1..K objects, 255 void; unannotated frames are all void.
     num_objects: (B,) int64, 0..K: slots 1..num_objects are in use.
     first_masks: (B, K, H, W) float32 in {0, 1}: masks of clip frame 0 with the plan's damage applied, zeros for unused
@@ -154,3 +229,4 @@ class Batch:
     annotated: torch.Tensor
     plans: tuple[ClipPlan, ...]
     clean_masks: torch.Tensor | None = None
+    normalisation: Normalisation = IMAGENET

@@ -6,7 +6,7 @@ import numpy as np
 import simplejpeg
 from numpy.typing import NDArray
 
-from pipelines.types import ClipPlan, EncodedClip
+from pipelines.types import VOID, ClipPlan, EncodedClip
 from shards.errors import DataError
 from shards.masks import SOFT_CODECS, decode_label_map, decode_soft_mask
 
@@ -60,7 +60,7 @@ def has_soft_masks(clip: EncodedClip) -> bool:
 def decode_labels(clip: EncodedClip, index: int) -> NDArray[np.uint8] | None:
     """Label map or soft mask of frame `index`, (H, W) uint8 of the image's size, None without annotation.
 
-    Raises DataError.
+    Void is background where the plan says so. Raises DataError.
     """
     data = clip.frames[index].mask
     if data is None:
@@ -74,6 +74,8 @@ def decode_labels(clip: EncodedClip, index: int) -> NDArray[np.uint8] | None:
     size = jpeg_size(clip, index)
     if labels.shape != size:
         raise _bad_frame(clip.plan, index, expected=f"a label map of {size}", found=f"one of {labels.shape}")
+    if clip.plan.labels.void_is_background and not has_soft_masks(clip):
+        labels = np.where(labels == VOID, 0, labels)
     return labels
 
 

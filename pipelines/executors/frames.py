@@ -68,6 +68,14 @@ def all_soft(clips: list[EncodedClip]) -> bool:
     return soft.pop()
 
 
+def agreed(clips: list[EncodedClip], rule: Callable[[EncodedClip], bool]) -> bool:
+    """What `rule` says of all clips of a batch. Raises ValueError where they differ: clips of two recipes."""
+    answers = {rule(clip) for clip in clips}
+    if len(answers) > 1:
+        raise ValueError("clips of one batch must come from one recipe")
+    return answers.pop()
+
+
 def annotated_frames(clips: list[EncodedClip]) -> torch.Tensor:
     """(B, T) bool, False where a frame has no label map; on the CPU."""
     return torch.tensor([[frame.mask is not None for frame in clip.frames] for clip in clips])

@@ -13,6 +13,8 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from pipelines.types import ClipPlan
+
 FLOAT32_BITS = 24
 SPARE_BITS = 1
 """Kept free for the half step that `pixel_centred` adds."""
@@ -47,6 +49,22 @@ def snap(matrices: NDArray[np.float32], size: tuple[int, int]) -> SnappedMatrice
     return SnappedMatrices(snapped, np.exp2(-bits - 1))
 
 
+NEIGHBOURS = tuple((x, y) for y in (-0.5, 0.5) for x in (-0.5, 0.5))
+"""Pixels of the source: nearest sampling at these shifts takes the four that linear sampling blends."""
+
+
+def label_matrices(plan: ClipPlan) -> NDArray[np.float32]:
+    """(T, 2, 3): the matrices that a plan's label maps are warped by, not snapped yet."""
+    return plan.matrices if plan.label_matrices is None else plan.label_matrices
+
+
+def shifted(matrices: NDArray[np.float32], shift: tuple[float, float]) -> NDArray[np.float32]:
+    """Snapped matrices (N, 2, 3) that sample `shift` = (x, y) source pixels further; whole half pixels stay exact."""
+    moved = matrices.copy()
+    moved[..., 2] += np.array(shift, np.float32)
+    return moved
+
+
 def pixel_centred(matrices: NDArray[np.float32]) -> NDArray[np.float64]:
     """Snapped matrices (N, 2, 3) for libraries that put pixel centres on whole numbers (OpenCV); still exact.
 
@@ -62,7 +80,7 @@ def _fraction_bits(matrices: NDArray[np.float64], size: tuple[int, int]) -> NDAr
     """(N, 2): fraction bits that a float32 has left beside the largest partial sum that a row can meet."""
     terms = matrices * np.array([size[1], size[0], 1.0])
     largest = np.maximum(np.maximum(terms, 0).sum(axis=-1), np.maximum(-terms, 0).sum(axis=-1))
-    # Two more than the sum: what snapping may add, and the half pixel of `pixel_centred`.
+    # Two more than the sum: what snapping may add, and the half pixels of `pixel_centred` and `shifted`.
     return FLOAT32_BITS - SPARE_BITS - np.ceil(np.log2(largest + 2.0))
 
 

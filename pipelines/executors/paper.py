@@ -42,7 +42,7 @@ class PaperExecutor:
 
 def _render(clip: EncodedClip, index: int, image_out: NDArray[np.uint8], labels_out: NDArray[np.uint8]) -> None:
     plan = clip.plan
-    if plan.steps is None:
+    if not isinstance(plan.steps, ClipSteps):
         raise ValueError(f"clip {plan.number}: its recipe has no published steps; use the cpu or dali executor")
     image = crop(_open_image(clip, index), plan.steps, plan.size, Image.Resampling.BICUBIC)
     image = jitter(image, plan.steps.clip_colours)

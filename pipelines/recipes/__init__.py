@@ -7,16 +7,35 @@ import difflib
 from collections.abc import Mapping
 from typing import Any
 
+from pipelines.recipes.mtmfi import Mtmfi
 from pipelines.recipes.rde import RdeBl30k, RdeVideo
 from pipelines.recipes.rde_static import RdeStatic
 from pipelines.recipes.request import ClipRequest, Recipe
+from pipelines.recipes.stm_cycle import StmCycle, StmCycleDali, StmCyclePaper
 
-__all__ = ["RECIPES", "ClipRequest", "RdeBl30k", "RdeStatic", "RdeVideo", "Recipe", "make_recipe"]
+__all__ = [
+    "RECIPES",
+    "ClipRequest",
+    "Mtmfi",
+    "RdeBl30k",
+    "RdeStatic",
+    "RdeVideo",
+    "Recipe",
+    "StmCycle",
+    "StmCycleDali",
+    "StmCyclePaper",
+    "make_recipe",
+]
 
-RECIPES: dict[str, type[RdeVideo] | type[RdeStatic]] = {
+RECIPES: dict[str, type[RdeVideo | RdeStatic | StmCycle | Mtmfi]] = {
     "rde_static": RdeStatic,
     "rde_bl30k": RdeBl30k,
     "rde_video": RdeVideo,
+    "stm_cycle": StmCycle,
+    "stm_cycle_paper": StmCyclePaper,
+    "stm_cycle_dali": StmCycleDali,
+    "mtmfi": Mtmfi,
+    "frtm": Mtmfi,
 }
 
 

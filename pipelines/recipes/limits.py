@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -39,3 +40,22 @@ def check_numbers(name: str, value: Any, limits: Limits) -> Any:
     if not limits.admit(numbers):
         raise ValueError(f"{name} must be {limits}, got {value!r}")
     return numbers[0] if limits.length == 1 else tuple(numbers)
+
+
+def set_checked(recipe: object, limits: Mapping[str, Limits]) -> None:
+    """Set each named field of a frozen recipe to its value as `check_numbers` returns it."""
+    for name, allowed in limits.items():
+        object.__setattr__(recipe, name, check_numbers(name, getattr(recipe, name), allowed))
+
+
+def check_choice(name: str, value: Any, choices: tuple[str, ...]) -> None:
+    """ValueError, naming the field and the choices, unless `value` is one of them."""
+    if value not in choices:
+        raise ValueError(f"{name} must be one of {', '.join(choices)}, got {value!r}")
+
+
+def check_flags(recipe: object, names: tuple[str, ...]) -> None:
+    """ValueError, naming the field, unless each of these fields is true or false."""
+    for name in names:
+        if not isinstance(getattr(recipe, name), bool):
+            raise ValueError(f"{name} must be true or false, got {getattr(recipe, name)!r}")

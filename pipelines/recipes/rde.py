@@ -26,7 +26,7 @@ from pipelines.recipes.limits import Limits, check_numbers
 from pipelines.recipes.request import ClipRequest
 from pipelines.sampling import annotated_frames
 from pipelines.streams import Stream, StreamName
-from pipelines.types import AreaRule, ClipPlan, ClipSteps
+from pipelines.types import IMAGENET, AreaRule, ClipPlan, ClipSteps, Normalisation
 from shards.masks import FrameObjects
 
 LIMITS = {
@@ -119,6 +119,11 @@ class RdeVideo:
     def soft_masks(self) -> bool:
         """Reads label maps."""
         return False
+
+    @property
+    def normalisation(self) -> Normalisation:
+        """That of ImageNet."""
+        return IMAGENET
 
     def plan(self, request: ClipRequest) -> ClipPlan:
         """The plan of one clip: that of the first trial that should show an object, or of the last one."""

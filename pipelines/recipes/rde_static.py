@@ -23,7 +23,7 @@ from pipelines.recipes.request import ClipRequest
 from pipelines.sampling import annotated_frames
 from pipelines.spline import draw_points
 from pipelines.streams import Stream, StreamName
-from pipelines.types import AreaRule, ClipPlan
+from pipelines.types import IMAGENET, AreaRule, ClipPlan, Normalisation
 
 LIMITS = {
     "num_frames": Limits(1, 1, whole=True),
@@ -115,6 +115,11 @@ class RdeStatic:
     def area_rule(self) -> AreaRule | None:
         """None: the object is taken as it is."""
         return None
+
+    @property
+    def normalisation(self) -> Normalisation:
+        """That of ImageNet."""
+        return IMAGENET
 
     def plan(self, request: ClipRequest) -> ClipPlan:
         """The plan of one clip: `num_frames` times the image, each seen through numbers of its own."""

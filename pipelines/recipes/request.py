@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from pipelines.streams import Stream, StreamName
-from pipelines.types import AreaRule, ClipPlan
+from pipelines.types import AreaRule, ClipPlan, Normalisation
 from shards.reader import ShardSet
 
 
@@ -58,6 +58,10 @@ class Recipe(Protocol):
     @property
     def area_rule(self) -> AreaRule | None:
         """Which objects may become slots; None: every visible one."""
+
+    @property
+    def normalisation(self) -> Normalisation:
+        """Of the batch's images."""
 
     def plan(self, request: ClipRequest) -> ClipPlan:
         """The plan of one clip: the same for the same request, whatever was planned before."""
