@@ -72,7 +72,8 @@ class DataEntry:
 
     # Folder with manifest.json, as tools/shard.py wrote it.
     path: Path
-    split: str = "train"
+    # By default train, or all where a set of own videos has no other.
+    split: str | None = None
     # How often each of its videos comes per pass over the mix.
     repeat: Count = 1
     # Frames between annotated frames, by which a max gap is divided (YouTube-VOS: 5).

@@ -19,8 +19,9 @@ from pipelines.sampling import MixEntry
 from pipelines.source import ClipSource
 from pipelines.types import Batch
 from shards.reader import ShardSet
+from shards.sources.own_videos import SPLIT as OWN_VIDEOS
 from trainers.checkpoints import Checkpoint
-from trainers.config import Config, ConfigError, Precision, Stage
+from trainers.config import Config, ConfigError, DataEntry, Precision, Stage
 from trainers.distributed import Ranks, Threads, wrap
 from trainers.loop import StageRun
 from trainers.objectives import OBJECTIVES
@@ -46,11 +47,15 @@ def open_sources(config: Config, stack: ExitStack) -> list[ClipSource]:
 
 
 def _open_source(seed: int, stage: Stage, stack: ExitStack) -> ClipSource:
-    entries = [
-        MixEntry(stack.enter_context(ShardSet.open(entry.path)), entry.split, entry.repeat, entry.gap_step)
-        for entry in stage.data
-    ]
+    entries = [_open_entry(entry, stack) for entry in stage.data]
     return ClipSource(entries, stage.clip_recipe(), seed=seed, steps=stage.steps, batch_size=stage.batch_size)
+
+
+def _open_entry(entry: DataEntry, stack: ExitStack) -> MixEntry:
+    shard_set = stack.enter_context(ShardSet.open(entry.path))
+    # Not any lone split: a set of validation videos is never trained on unless its split is named.
+    usual = OWN_VIDEOS if list(shard_set.manifest.splits) == [OWN_VIDEOS] else "train"
+    return MixEntry(shard_set, entry.split or usual, entry.repeat, entry.gap_step)
 
 
 def executor_name(config: Config, device: torch.device) -> str:
