@@ -235,22 +235,22 @@ def _fit_to_stage(run: _Run, position: int) -> nn.Module:
     """The run's network as the stage needs it: the same on every rank and on resume."""
     generator = torch.Generator().manual_seed(run.config.seed + position)
     model = METHODS[run.config.model.name].fit_to(run.model, run.config.stages[position].objective, generator)
-    return model if model is run.model else _set_up(model, run.config).to(run.place.device)
+    return model if model is run.model else set_up(model, run.config).to(run.place.device)
 
 
 def _make_model(config: Config, found: tuple[Path, Checkpoint] | None) -> nn.Module:
     """The network with the weights it starts from, which are the same on every rank."""
     method = METHODS[config.model.name]
     if found is not None:
-        return _set_up(model_of(found[1], found[0]), config)
+        return set_up(model_of(found[1], found[0]), config)
     generator = torch.Generator().manual_seed(config.seed)
     model = method.build(config.model, config.stages[0].objective, generator)
     if config.start_from is not None:
         method.start_from(model, config.start_from, generator)
-    return _set_up(model, config)
+    return set_up(model, config)
 
 
-def _set_up(model: nn.Module, config: Config) -> nn.Module:
+def set_up(model: nn.Module, config: Config) -> nn.Module:
     """Apply the choices of the config that change speed and memory only."""
     if config.activation_checkpointing:
         if not hasattr(model, "checkpoint_activations"):
