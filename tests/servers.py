@@ -19,8 +19,8 @@ from urllib.error import URLError
 class RangeServer(http.server.ThreadingHTTPServer):
     """Serves a folder with ranges and connections that stay open.
 
-    connections: so far. asked: requests for ranges so far. failures: statuses to answer the next requests for ranges with, 0 to hang up.
-    ranges: False to answer with the whole file, as Python's own server does.
+    connections: so far. asked: requests for ranges so far. failures: statuses to answer the next of these with, 0 to
+    hang up. ranges: False to answer with the whole file, as Python's own server does.
     """
 
     daemon_threads = True
