@@ -26,7 +26,7 @@ class ClipSource:
             raise ValueError(f"a stage needs at least one step and one clip, got {steps} steps of {batch_size} clips")
         for entry in mix:
             _require_masks(entry.dataset, soft=recipe.soft_masks)
-        self.mix = Mix(mix, min_frames=recipe.min_frames)
+        self.mix = Mix(mix, min_frames=recipe.min_frames, list_objects=recipe.list_objects)
         self.recipe = recipe
         self.steps = steps
         self.batch_size = batch_size
@@ -56,6 +56,7 @@ class ClipSource:
             gap_step=entry.gap_step,
             step=number // self.batch_size,
             steps=self.steps,
+            object_id=pick.object_id,
         )
         return self.recipe.plan(request)
 

@@ -5,6 +5,7 @@ docs/order.md lists the rules and what differs from the published code.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -17,6 +18,7 @@ from pipelines.recipes.visibility import davis_visibility, is_davis, large_enoug
 from pipelines.sampling import annotated_frames
 from pipelines.streams import StreamName
 from pipelines.types import IMAGENET, AreaRule, ClipPlan, LabelRules, Normalisation, SquashSteps
+from shards.reader import ShardSet
 
 LIMITS = {
     "num_frames": Limits(1, 2, whole=True),
@@ -80,14 +82,24 @@ class Mtmfi:
         """That of ImageNet."""
         return IMAGENET
 
+    @property
+    def list_objects(self) -> Callable[[ShardSet, int], Sequence[int]] | None:
+        """Clips go round the objects that are visible somewhere."""
+        return self._list_objects
+
+    def _list_objects(self, shard_set: ShardSet, video: int) -> list[int]:
+        return sorted(self.visible_frames(shard_set, video))
+
     def plan(self, request: ClipRequest) -> ClipPlan:
-        """The plan of one sample; one without an object if the video never shows one large enough."""
+        """The plan of one sample of request.object_id, or else of one of the video's objects; one without an object if
+        the video never shows one that is large enough."""
         rows = annotated_frames(request.shard_set, request.video)
-        visible = self.visible_frames(request, rows)
-        stream = request.stream(StreamName.OBJECTS)
-        object_ids = (stream.choice(sorted(visible)),) if visible else ()
+        visible = self.visible_frames(request.shard_set, request.video)
+        object_id = request.object_id
+        if object_id is None and visible:
+            object_id = request.stream(StreamName.OBJECTS).choice(sorted(visible))
         stream = request.stream(StreamName.FRAMES)
-        reference = int(stream.choice(visible[object_ids[0]].tolist() if object_ids else range(len(rows))))
+        reference = int(stream.choice(range(len(rows)) if object_id is None else visible[object_id].tolist()))
         others = [position for position in range(len(rows)) if position != reference]
         targets = [others[rank] for rank in stream.permutation(len(others))[: self.num_frames - 1]]
         matrix, label_matrix = self._matrices(request)
@@ -96,7 +108,7 @@ class Mtmfi:
             dataset=request.dataset,
             video=request.video,
             frames=tuple(rows[[reference, *targets]].tolist()),
-            object_ids=object_ids,
+            object_ids=() if object_id is None else (object_id,),
             size=self.size,
             matrices=np.tile(matrix, (self.num_frames, 1, 1)),
             colours=np.tile(NO_COLOUR, (self.num_frames, 1, 1)),
@@ -109,11 +121,11 @@ class Mtmfi:
             label_matrices=np.tile(label_matrix, (self.num_frames, 1, 1)) if self.legacy_nearest else None,
         )
 
-    def visible_frames(self, request: ClipRequest, rows: NDArray[np.int64]) -> dict[int, NDArray[np.int64]]:
-        """Object id -> positions among `rows`, ascending, of the frames it may be the reference in; never empty."""
-        areas = object_areas(request, rows)
-        by_share = self.visibility == "davis" or (self.visibility == "by_data_set" and is_davis(request.shard_set))
-        name = request.shard_set.videos.original_names[request.video]
+    def visible_frames(self, shard_set: ShardSet, video: int) -> dict[int, NDArray[np.int64]]:
+        """Object id -> positions among the annotated frames, ascending, where it may be the reference; not empty."""
+        areas = object_areas(shard_set, video)
+        by_share = self.visibility == "davis" or (self.visibility == "by_data_set" and is_davis(shard_set))
+        name = shard_set.videos.original_names[video]
         found = {}
         for object_id, of_object in areas.items():
             seen = large_enough(of_object)
@@ -133,11 +145,12 @@ class Mtmfi:
         return image, labels
 
 
-def object_areas(request: ClipRequest, rows: NDArray[np.int64]) -> dict[int, NDArray[np.int64]]:
-    """Object id -> (frames,) pixels it has in each of the frames `rows`."""
+def object_areas(shard_set: ShardSet, video: int) -> dict[int, NDArray[np.int64]]:
+    """Object id -> (frames,) pixels it has in each annotated frame of a video."""
+    rows = annotated_frames(shard_set, video)
     areas: dict[int, NDArray[np.int64]] = {}
     for position, row in enumerate(rows.tolist()):
-        objects = request.shard_set.objects(row)
+        objects = shard_set.objects(row)
         for object_id, area in zip(objects.ids.tolist(), objects.areas.tolist(), strict=True):
             areas.setdefault(object_id, np.zeros(len(rows), np.int64))[position] = area
     return areas

@@ -125,6 +125,11 @@ class RdeVideo:
         """That of ImageNet."""
         return IMAGENET
 
+    @property
+    def list_objects(self) -> None:
+        """None: clips go round videos."""
+        return None
+
     def plan(self, request: ClipRequest) -> ClipPlan:
         """The plan of one clip: that of the first trial that should show an object, or of the last one."""
         for trial in range(self.trials):

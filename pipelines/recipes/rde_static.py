@@ -121,6 +121,11 @@ class RdeStatic:
         """That of ImageNet."""
         return IMAGENET
 
+    @property
+    def list_objects(self) -> None:
+        """None: clips go round videos."""
+        return None
+
     def plan(self, request: ClipRequest) -> ClipPlan:
         """The plan of one clip: `num_frames` times the image, each seen through numbers of its own."""
         frame = int(annotated_frames(request.shard_set, request.video)[0])

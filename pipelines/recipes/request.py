@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -16,6 +17,7 @@ class ClipRequest:
 
     key, number: name the clip's streams. dataset: position in the mix; video: row of shard_set's video table.
     gap_step: frames between annotated frames, see MixEntry. step of steps: where the stage stands, for curricula.
+    object_id: the object to make a clip of, for recipes that list objects.
     """
 
     key: tuple[int, int]
@@ -26,6 +28,7 @@ class ClipRequest:
     gap_step: int
     step: int
     steps: int
+    object_id: int | None = None
 
     def stream(self, name: StreamName, *, trial: int = 0) -> Stream:
         """The named stream of this clip, from its start."""
@@ -62,6 +65,10 @@ class Recipe(Protocol):
     @property
     def normalisation(self) -> Normalisation:
         """Of the batch's images."""
+
+    @property
+    def list_objects(self) -> Callable[[ShardSet, int], Sequence[int]] | None:
+        """Ids of the objects of a video (its row) that clips go round, or None for clips that go round videos."""
 
     def plan(self, request: ClipRequest) -> ClipPlan:
         """The plan of one clip: the same for the same request, whatever was planned before."""

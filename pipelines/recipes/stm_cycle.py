@@ -126,6 +126,11 @@ class StmCycle:
         return NORMALISATIONS[self.normalise]
 
     @property
+    def list_objects(self) -> None:
+        """None: clips go round videos."""
+        return None
+
+    @property
     def published(self) -> Literal["imgaug", "dali"] | None:
         """The backend whose steps these are; None if they were never published."""
         return None

@@ -5,13 +5,10 @@ Source: the metadata of Robinson et al., FRTM, CVPR 2020: facts about the videos
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import numpy as np
 from numpy.typing import NDArray
 
-if TYPE_CHECKING:
-    from shards.reader import ShardSet
+from shards.reader import ShardSet
 
 MIN_AREA = 100
 """Pixels, in the source's own resolution."""

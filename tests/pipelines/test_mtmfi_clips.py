@@ -16,6 +16,8 @@ from pipelines.executors import make_executor
 from pipelines.executors.encoded import decode_jpeg
 from pipelines.recipes import ClipRequest, Mtmfi, make_recipe
 from pipelines.recipes.visibility import davis_visibility
+from pipelines.sampling import MixEntry
+from pipelines.source import ClipSource
 from pipelines.types import ClipPixels, EncodedClip
 from tests.pipelines.clips import blobs, frame, noise_labels, picture
 from tests.pipelines.fake_set import FakeSet, FakeVideo
@@ -53,6 +55,27 @@ def test_a_video_without_a_large_enough_object_gives_a_sample_without_one() -> N
     plan = Mtmfi().plan(request(FakeSet([FakeVideo(boxes={1: box(90)})])))
     assert plan.object_ids == ()
     assert len(set(plan.frames)) == 3
+
+
+def test_clips_go_round_objects_in_the_published_proportion() -> None:
+    davis = FakeSet([FakeVideo("a", boxes={1: box(500), 2: box(700)}), FakeVideo("b", boxes={1: box(90)})],
+                    kind="davis2017")  # fmt: skip
+    youtube = FakeSet([FakeVideo(str(n), boxes=dict.fromkeys(range(1, 2 + n % 3), box(500))) for n in range(9)],
+                      fingerprint="e" * 64)  # fmt: skip
+    entries = [MixEntry(davis, "train", repeat=8), MixEntry(youtube, "train", clips_per_pass=12)]
+    source = ClipSource(entries, Mtmfi(), seed=1, steps=10, batch_size=28)
+    assert source.mix.weights == (16, 12)
+    lines = source.mix.report()
+    assert lines[0] == (
+        "fake train: 2 objects x 8 = 16 of 28 clips; left out 1 with no object that is large enough (first: b)"
+    )
+    assert lines[1] == "fake train: 18 objects in 12 clips = 12 of 28 clips; none left out"
+    plans = [source.plan(number) for number in range(84)]
+    of_davis = Counter((plan.video, plan.object_ids) for plan in plans if plan.dataset == 0)
+    assert of_davis == {(0, (1,)): 24, (0, (2,)): 24}
+    of_youtube = Counter((plan.video, plan.object_ids) for plan in plans if plan.dataset == 1)
+    assert set(of_youtube.values()) == {2}  # 36 clips are two passes over 18 objects
+    assert len(of_youtube) == 18
 
 
 def test_davis_asks_for_a_share_of_the_largest_area_too() -> None:
