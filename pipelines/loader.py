@@ -81,6 +81,7 @@ class ClipLoader:
     and when the loader is dropped. Iterating again goes on with the step after the last batch handed out. The executor
     belongs to the caller.
 
+    reader: reads the clips, in place of one made of source, reading and on_corrupt.
     wait_seconds: how long the consumer waited for the last batch. statistics: sums over all batches handed out.
     next_step: the step of the next batch.
     """
@@ -100,6 +101,7 @@ class ClipLoader:
         reading: ReadPlan | None = None,
         on_corrupt: OnCorrupt = "stop",
         device: torch.device | None = None,
+        reader: ClipReader | None = None,
     ) -> None:
         stop_step = source.steps if stop_step is None else stop_step
         if not 0 <= start_step <= stop_step <= source.steps:
@@ -110,7 +112,7 @@ class ClipLoader:
         self.next_step, self.stop_step = start_step, stop_step
         self.wait_seconds = 0.0
         self.statistics = LoaderStatistics()
-        reader = ClipReader(source, reading, on_corrupt)
+        reader = reader or ClipReader(source, reading, on_corrupt)
         self._device_feed = make_feed(device)
         self._work = _Work(reader, executor, assemble, self.clips_per_step, look_ahead, threads, self._device_feed)
         self._end_feed: Callable[[], Any] | None = None
