@@ -7,9 +7,9 @@ from pathlib import Path
 
 from torch import nn
 
-from models import released_rde
+from models import released_rde, released_stm
 
-LOADERS: dict[str, Callable[[Path], nn.Module]] = {"rde": released_rde.load}
+LOADERS: dict[str, Callable[[Path], nn.Module]] = {"rde": released_rde.load, "stm": released_stm.load}
 
 
 def load(name: str, path: Path) -> nn.Module:

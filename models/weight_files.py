@@ -54,12 +54,14 @@ def require_finite(tensors: Mapping[str, Tensor], path: Path) -> None:
 
 
 def read_state(path: Path) -> dict[str, Tensor]:
-    """The state dict in a checkpoint file: the authors' (flat) or ours (under "model"). Tensors only, on the CPU.
+    """The state dict in a checkpoint file: flat, under "state_dict", or ours, under "model". On the CPU.
 
     Raises ValueError for a file that is not one, OSError for one that cannot be read.
     """
     content = read_tensors(path)
-    state = content.get("model", content) if isinstance(content, Mapping) else content
+    state = content
+    if isinstance(content, Mapping):
+        state = content.get("model", content.get("state_dict", content))
     if not _is_state(state):
         raise ValueError(
             f"{path}: expected a state dict (names to tensors), or a checkpoint with one under 'model', "

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from models.masks import Padding, pad_to_multiple, unpad
-from pipelines.assembly import IMAGE_DEVIATION, IMAGE_MEAN
+from pipelines.recipes.stm_cycle import NORMALISATIONS
 from trainers.label_files import LabelMap
 
 SMALLEST_SIDE = 32
@@ -30,7 +30,8 @@ class Sight:
     shorter_side: pixels of it, None: frames stay as they are. box: (height, width) that frames fill as far as their
     aspect allows, in place of shorter_side. multiple: of the padded sides; smallest: multiples that they have at least.
     images, masks, results: how frames, given masks and probabilities are resized; `truncated` masks are interpolated
-    linearly and lose every pixel that is not the object's alone (as STM-Cycle's published runs did).
+    linearly and lose every pixel that is not the object's alone (as STM-Cycle's published runs did). normalise: by the
+    numbers a model was trained with.
     """
 
     shorter_side: int | None = None
@@ -40,6 +41,7 @@ class Sight:
     images: Literal["bicubic", "bilinear"] = "bicubic"
     masks: Literal["nearest", "truncated"] = "nearest"
     results: Literal["bilinear", "nearest"] = "bilinear"
+    normalise: Literal["imagenet", "scalar"] = "imagenet"
 
     def settings(self) -> dict[str, Any]:
         """What results depend on, as JSON values: the shorter side, and whatever is not the default."""
@@ -81,7 +83,7 @@ class View:
 
     def image(self, pixels: Tensor) -> tuple[Tensor, Padding]:
         """(H, W, 3) uint8 -> (1, 3, H', W') float32: normalised first, then resized, then padded with the mean."""
-        image = _normalised(pixels)
+        image = self._normalised(pixels)
         if self.seen_size != self.size:
             image = F.interpolate(image, self.seen_size, mode=self.sight.images, align_corners=False)
         return self._padded(image)
@@ -109,8 +111,8 @@ class View:
     def _padded(self, frames: Tensor) -> tuple[Tensor, Padding]:
         return pad_to_multiple(frames, self.sight.multiple, smallest=self.sight.smallest)
 
-
-def _normalised(pixels: Tensor) -> Tensor:
-    """(H, W, 3) uint8 -> (1, 3, H, W) float32."""
-    mean, deviation = (torch.tensor(values, device=pixels.device) for values in (IMAGE_MEAN, IMAGE_DEVIATION))
-    return ((pixels / 255 - mean) / deviation).permute(2, 0, 1)[None]
+    def _normalised(self, pixels: Tensor) -> Tensor:
+        """(H, W, 3) uint8 -> (1, 3, H, W) float32."""
+        numbers = NORMALISATIONS[self.sight.normalise]
+        mean, deviation = (torch.tensor(row, device=self.device) for row in (numbers.mean, numbers.deviation))
+        return ((pixels / 255 - mean) / deviation).permute(2, 0, 1)[None]

@@ -10,11 +10,19 @@ from pydantic import Tag
 from trainers.choices import chosen_by_name
 from trainers.objectives.rde import RdeObjective, RdeOptions
 from trainers.objectives.rde_still import RdeStillObjective, RdeStillOptions
+from trainers.objectives.stm_cycle import StmCycleObjective, StmCycleOptions
 
-OBJECTIVES: dict[str, Callable[[Any, Any], Any]] = {"rde": RdeObjective, "rde_still": RdeStillObjective}
+OBJECTIVES: dict[str, Callable[[Any, Any], Any]] = {
+    "rde": RdeObjective,
+    "rde_still": RdeStillObjective,
+    "stm_cycle": StmCycleObjective,
+}
 """(network, options) -> a module that is an Objective of trainers.loop."""
 
 ObjectiveOptions = Annotated[
-    Annotated[RdeOptions, Tag("rde")] | Annotated[RdeStillOptions, Tag("rde_still")], chosen_by_name(default="rde")
+    Annotated[RdeOptions, Tag("rde")]
+    | Annotated[RdeStillOptions, Tag("rde_still")]
+    | Annotated[StmCycleOptions, Tag("stm_cycle")],
+    chosen_by_name(default="rde"),
 ]
 """A stage's `objective` section, told apart by its `name`."""

@@ -1,0 +1,169 @@
+"""Arguments of tools/segment.py for STM-Cycle: sizes, memory, gradient correction."""
+
+from __future__ import annotations
+
+from argparse import ArgumentTypeError, Namespace
+from typing import Literal, get_args
+
+from tools.cli import Parser
+from trainers.prediction_plan import SegmentationProtocol
+from trainers.segmenters.stm import LateObjects, StmOptions, Written
+from trainers.segmenters.stm_correction import CorrectionOptions
+from trainers.views import Sight
+
+Normalise = Literal["imagenet", "scalar"]
+MaskResize = Literal["nearest", "truncated"]
+BOX = (240, 427)
+
+
+class UsageError(ValueError):
+    """Arguments that do not go together."""
+
+    exit_status = 2
+
+
+class StmArguments:
+    """See MethodArguments in tools/segment_methods.py."""
+
+    names = (
+        "box",
+        "correct",
+        "correction_rate",
+        "clamp",
+        "objects_at_once",
+        "write",
+        "late_objects",
+        "max_kept",
+        "mask_resize",
+        "normalise",
+    )
+
+    def add(self, parser: Parser) -> None:
+        """See MethodArguments."""
+        group = parser.add_argument_group("--model stm")
+        group.add_argument(
+            "--box",
+            type=_box,
+            metavar="HxW",
+            help=f"pixels that frames fill as far as their aspect allows (default: {BOX[0]}x{BOX[1]}; "
+            "--shorter-side goes before it)",
+        )
+        group.add_argument(
+            "--max-kept", type=_positive_or_all, metavar="N", help="frames in memory at most (default: 40), or all"
+        )
+        group.add_argument(
+            "--late-objects",
+            choices=get_args(LateObjects),
+            help="new objects are laid over the others' masks, or replace them in memory, as published (default: merge)",
+        )
+        group.add_argument(
+            "--mask-resize",
+            choices=get_args(MaskResize),
+            help="of given masks; published: truncated, which erodes them (default: nearest)",
+        )
+        group.add_argument(
+            "--normalise", choices=get_args(Normalise), help="as the model was trained (default: imagenet)"
+        )
+        _add_correction(parser)
+
+    def options(self, arguments: Namespace, protocol: SegmentationProtocol) -> StmOptions:
+        """See MethodArguments."""
+        usual = StmOptions()
+        max_kept = usual.max_kept if arguments.max_kept is None else arguments.max_kept
+        return StmOptions(
+            mem_every=arguments.mem_every or usual.mem_every,
+            correction=_correction(arguments),
+            written=arguments.write or usual.written,
+            late_objects=arguments.late_objects or usual.late_objects,
+            max_kept=None if max_kept == "all" else max_kept,
+            amp=arguments.amp,
+        )
+
+    def sight(self, arguments: Namespace, protocol: SegmentationProtocol) -> Sight:
+        """See MethodArguments. Nothing is padded: the network takes frames of any size."""
+        native = arguments.shorter_side == "native"
+        shorter_side = None if native else arguments.shorter_side
+        return Sight(
+            shorter_side=shorter_side,
+            box=None if native or shorter_side is not None else arguments.box or BOX,
+            multiple=1,
+            smallest=16,
+            images="bilinear",
+            masks=arguments.mask_resize or "nearest",
+            normalise=arguments.normalise or "imagenet",
+        )
+
+
+def _add_correction(parser: Parser) -> None:
+    usual = CorrectionOptions()
+    group = parser.add_argument_group("--model stm, gradient correction")
+    group.add_argument(
+        "--correct",
+        nargs="?",
+        type=_positive,
+        const=usual.iterations,
+        metavar="N",
+        help=f"correct the masks of kept frames by N gradient steps before they are remembered (N: {usual.iterations})",
+    )
+    group.add_argument(
+        "--correction-rate", type=_not_negative, metavar="R", help=f"length of a step (default: {usual.rate:g})"
+    )
+    group.add_argument("--clamp", action="store_const", const=True, help="keep corrected masks within 0..1")
+    group.add_argument(
+        "--objects-at-once",
+        type=_positive,
+        metavar="N",
+        help=f"of a correction: bounds its memory, not its result (default: {usual.objects_at_once})",
+    )
+    group.add_argument(
+        "--write",
+        choices=get_args(Written),
+        help="label maps of kept frames: predicted as the published test.py, corrected as demo.py (default: predicted)",
+    )
+
+
+def _correction(arguments: Namespace) -> CorrectionOptions | None:
+    """The correction asked for; UsageError for its details without it."""
+    if arguments.correct is None:
+        given = [
+            name
+            for name in ("correction_rate", "clamp", "objects_at_once", "write")
+            if getattr(arguments, name) is not None
+        ]
+        if given:
+            raise UsageError(f"--{given[0].replace('_', '-')} is about the gradient correction: add --correct")
+        return None
+    usual = CorrectionOptions()
+    return CorrectionOptions(
+        arguments.correct,
+        usual.rate if arguments.correction_rate is None else arguments.correction_rate,
+        bool(arguments.clamp),
+        usual.objects_at_once if arguments.objects_at_once is None else arguments.objects_at_once,
+    )
+
+
+def _box(text: str) -> tuple[int, int]:
+    sides = text.split("x")
+    if len(sides) != 2 or not all(side.isdecimal() and int(side) >= 16 for side in sides):
+        raise ArgumentTypeError(f"{text!r} is no size like 240x427, in pixels from 16")
+    return int(sides[0]), int(sides[1])
+
+
+def _positive(text: str) -> int:
+    if not (text.isdecimal() and int(text) > 0):
+        raise ArgumentTypeError(f"{text!r} is no positive whole number")
+    return int(text)
+
+
+def _positive_or_all(text: str) -> int | str:
+    return text if text == "all" else _positive(text)
+
+
+def _not_negative(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0 <= value < float("inf"):
+        raise ArgumentTypeError(f"{text!r} is no number from 0")
+    return value
