@@ -5,6 +5,8 @@ from __future__ import annotations
 import copy
 import os
 import signal
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +21,8 @@ from shards.build import build as build_shard_set
 from shards.build import silent
 from shards.errors import DataError
 from shards.plan import BuildRequest, make_plan
-from tests.trainers.small_runs import assert_equal_states, build_shards, plain_config
+from tests.conftest import REPOSITORY
+from tests.trainers.small_runs import assert_equal_states, build_shards, plain_config, write_config
 from trainers.checkpoints import load_model, read_checkpoint
 from trainers.config import make_config
 from trainers.journal import read_journal
@@ -99,6 +102,20 @@ def test_a_run_stopped_at_the_border_goes_on_alike(values: dict[str, Any], whole
     assert train(config, on_step=stop_at_the_first).step == 2
     assert train(config, resume=True).step == 5
     assert_equal_states(config.folder / "checkpoint-5.pt", whole / "checkpoint-5.pt")
+
+
+def test_the_network_grows_alike_on_two_ranks(values: dict[str, Any], whole: Path, tmp_path: Path) -> None:
+    config = write_config(tmp_path / "two.yaml", values | {"output": str(tmp_path / "run")})
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    words = [*command, str(REPOSITORY / "tools" / "train.py"), str(config)]
+    result = subprocess.run(words, capture_output=True, text=True, check=False, timeout=300, env=environment)
+    assert result.returncode == 0, result.stderr
+    one, two = (read_checkpoint(folder / "checkpoint-5.pt").model for folder in (whole, tmp_path / "run"))
+    assert two[VALUE_STEM].shape[1] == 5
+    for name, tensor in one.items():
+        # A new channel or SAM drawn otherwise would be off by its own size; 5 steps of Adam are 5e-4 at most apart.
+        torch.testing.assert_close(tensor, two[name], atol=5e-4, rtol=1e-3, msg=name)
 
 
 def test_a_checkpoint_knows_the_kind_of_its_network(whole: Path) -> None:
