@@ -54,7 +54,7 @@ class StmArguments:
         group.add_argument(
             "--late-objects",
             choices=get_args(LateObjects),
-            help="new objects are laid over the others' masks, or replace them in memory, as published (default: merge)",
+            help="new masks are laid over the others, or replace them in memory, as published (default: merge)",
         )
         group.add_argument(
             "--mask-resize",
