@@ -15,7 +15,7 @@ from shards.findings import Finding, Findings, write_findings
 from shards.index import INDEX_FOLDER, write_index
 from shards.jobs import Progress, Report, ShardJob
 from shards.locks import hold_build, hold_claim
-from shards.manifest import MANIFEST, Manifest, read_manifest
+from shards.manifest import CREATED_BY, MANIFEST, Manifest, read_manifest
 from shards.plan import WORK_FOLDER, BuildRequest, Plan, shard_name
 from shards.sources.types import Source
 from shards.storage import Location, list_folder, remove_tree, remove_unfinished, write_bytes
@@ -256,6 +256,10 @@ def _claim(root: Location, plan: Plan, *, alone: bool) -> None:
             write_bytes(record, plan.encode())
             return
         found = json.loads(record.read_bytes())
+        if found.get("created_by") != CREATED_BY:
+            raise _other_build(
+                root, f"an unfinished build of another version, which writes other bytes than {CREATED_BY}"
+            )
         if found["arguments"] != plan.arguments:
             raise _other_build(root, "an unfinished build of other arguments")
         if found["digest"] != plan.digest:

@@ -22,7 +22,7 @@ logger = logging.getLogger(__name__)
 
 FORMAT_VERSION = 1
 # Changes when the writer changes the bytes it makes, not with every release: it is part of the fingerprint.
-CREATED_BY = "vosforge shards 1"
+CREATED_BY = "vosforge shards 2"
 MANIFEST = "manifest.json"
 _FINGERPRINT = "fingerprint"
 SEAL = "tools/check.py --rebuild-index proves the shards and puts it in"

@@ -25,8 +25,9 @@ MAX_SIDE = 65_535
 
 _LZ4_HEADER = struct.Struct("<4sIII")  # magic, height, width, reserved 0; one raw LZ4 block follows
 _LZ4_MAGIC, _SOFT_MAGIC = b"VFM1", b"VFS1"
-# Of LZ4-HC: 1.1 ms for an 854x480 mask where level 9 takes 7.5 ms to save 7 % (0.2 % of a data set with its images).
-_LZ4_LEVEL = 4
+# Of LZ4-HC: 0.9 ms for an 854x480 mask where level 9 takes 7.7 ms to save 9 % (0.2 % of a data set with its images).
+# Decoding takes as long for every level. Table: docs/benchmarks.md, `tools/benchmark.py masks`.
+LZ4_LEVEL = 3
 _PNG_START = b"\x89PNG\r\n\x1a\n\x00\x00\x00\rIHDR"
 _PNG_GREY_8 = b"\x08\x00"
 
@@ -117,18 +118,21 @@ def find_objects(labels: np.ndarray) -> FrameObjects:
     rows = np.flatnonzero(labels.any(axis=1))
     if rows.size == 0:
         return FrameObjects(np.empty(0, np.uint8), np.empty(0, np.uint32), np.empty((0, 4), np.uint16))
-    top = int(rows[0])
-    strip = labels[top : int(rows[-1]) + 1]
-    counts = np.bincount(strip.reshape(-1), minlength=256)
+    columns = np.flatnonzero(labels[rows[0] : rows[-1] + 1].any(axis=0))
+    top, left = int(rows[0]), int(columns[0])
+    # Counting is what costs: only where there is anything, which is a third of a usual frame.
+    inside = np.ascontiguousarray(labels[top : int(rows[-1]) + 1, left : int(columns[-1]) + 1])
+    counts = np.bincount(inside.reshape(-1), minlength=256)
     ids = np.flatnonzero(counts[1:VOID]) + 1
-    boxes = np.array([_box(strip == object_id, top) for object_id in ids], np.uint16).reshape(-1, 4)
-    return FrameObjects(ids.astype(np.uint8), counts[ids].astype(np.uint32), boxes)
+    boxes = np.array([_box(inside == object_id) for object_id in ids], np.int64).reshape(-1, 4)
+    boxes += (top, left, top, left)
+    return FrameObjects(ids.astype(np.uint8), counts[ids].astype(np.uint32), boxes.astype(np.uint16))
 
 
-def _box(inside: np.ndarray, top: int) -> tuple[int, int, int, int]:
+def _box(inside: np.ndarray) -> tuple[int, int, int, int]:
     rows = np.flatnonzero(inside.any(axis=1))
     columns = np.flatnonzero(inside[rows[0] : rows[-1] + 1].any(axis=0))
-    return top + int(rows[0]), int(columns[0]), top + int(rows[-1]) + 1, int(columns[-1]) + 1
+    return int(rows[0]), int(columns[0]), int(rows[-1]) + 1, int(columns[-1]) + 1
 
 
 def _require(codec: str, known: tuple[MaskCodec, ...], what: str) -> None:
@@ -140,7 +144,7 @@ def _encode(pixels: np.ndarray, codec: MaskCodec, magic: bytes) -> bytes:
     if pixels.dtype != np.uint8 or pixels.ndim != 2 or min(pixels.shape) == 0 or max(pixels.shape) > MAX_SIDE:
         raise ValueError(f"a label map is (H, W) uint8 with sides of 1..{MAX_SIDE}, not {pixels.shape} {pixels.dtype}")
     if codec.endswith("lz4"):
-        block = lz4.block.compress(pixels.tobytes(), mode="high_compression", compression=_LZ4_LEVEL, store_size=False)
+        block = lz4.block.compress(pixels.tobytes(), mode="high_compression", compression=LZ4_LEVEL, store_size=False)
         return _LZ4_HEADER.pack(magic, *pixels.shape, 0) + block
     buffer = io.BytesIO()
     Image.fromarray(pixels).save(buffer, "png", compress_level=6)

@@ -14,7 +14,7 @@ from typing import Any
 from shards.convert import Target
 from shards.errors import DataError
 from shards.findings import Finding, OnBad
-from shards.manifest import FORMAT_VERSION, MANIFEST, encode_json
+from shards.manifest import CREATED_BY, FORMAT_VERSION, MANIFEST, encode_json
 from shards.masks import MaskCodec, soft_codec
 from shards.naming import escape_video
 from shards.sources import SOURCES
@@ -79,7 +79,8 @@ class Plan:
 
     def encode(self) -> bytes:
         """For other machines, which need not list the source again: `make_plan` takes it."""
-        return encode_json({"arguments": self.arguments, "digest": self.digest, "videos": list(self.sizes.values())})
+        record = {"arguments": self.arguments, "digest": self.digest, "videos": list(self.sizes.values())}
+        return encode_json(record | {"created_by": CREATED_BY})
 
 
 def make_plan(request: BuildRequest, listed: bytes | None = None, scratch: Path | None = None) -> Plan:

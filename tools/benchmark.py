@@ -25,6 +25,7 @@ from PIL import Image
 from pipelines.benchmark import ClipTiming, describe_machine, time_clips
 from pipelines.build_benchmark import LARGER, BuildMeasure, BuildTiming, derived_hours, time_build
 from pipelines.executors import EXECUTORS
+from pipelines.mask_benchmark import MaskTiming, time_masks
 from pipelines.recipes.rde import RdeVideo
 from pipelines.sampling import MixEntry
 from pipelines.source import ClipSource
@@ -81,6 +82,9 @@ def _parse(arguments: list[str]) -> Namespace:
     scoring.add_argument("results", type=Path, nargs="?", help="folder of <video>/<frame>.png")
     shards = commands.add_parser("build", help="building shards from tars like BL30K's, beside tar cf and webdataset")
     _add_build(shards)
+    masks = commands.add_parser("masks", help="what label maps cost by codec and level, and reading palette PNGs")
+    masks.add_argument("source", type=Path, nargs="?", help="DAVIS folder with palette PNGs (default: moving shapes)")
+    masks.add_argument("--maps", type=int, default=120, help="about how many of them (default: %(default)s)")
     steps = commands.add_parser("step", help="RDE's training step beside its published structure")
     steps.add_argument(
         "--width", type=float, default=0.25, help="of the network; 1 is the paper's (default: %(default)s)"
@@ -91,15 +95,15 @@ def _parse(arguments: list[str]) -> Namespace:
     steps.add_argument(
         "--variants", nargs="+", choices=list(VARIANTS), default=[PUBLISHED, OURS], help="default: the first two"
     )
-    for command, rounds in ((clips, 5), (shards, 3), (steps, 5)):
+    for command, rounds in ((clips, 5), (shards, 3), (masks, 5), (steps, 5)):
         command.add_argument("--rounds", type=int, default=rounds, help="turns that count (default: %(default)s)")
-    for command in (clips, scoring, shards, steps):
+    for command in (clips, scoring, shards, masks, steps):
         command.add_argument("--json", type=Path, metavar="FILE", help="write the numbers there, too")
         command.add_argument("--scratch", type=Path, help="folder for temporary files (default: the system's)")
     options = parser.parse_args(arguments)
     if options.what == "scoring" and (options.truth is None) != (options.results is None):
         parser.error("give both TRUTH and RESULTS or neither")
-    numbers = ("clips", "rounds", "videos", "frames", "processes")
+    numbers = ("clips", "rounds", "videos", "frames", "processes", "maps")
     if min(vars(options).get(name, 1) for name in numbers) < 1:
         given = [f"--{name}" for name in numbers if name in vars(options)]
         parser.error(f"{' and '.join(given)} must be at least 1")
@@ -216,6 +220,23 @@ def _hours_table(hours: dict[int, tuple[float, float]]) -> str:
     )
 
 
+def _measure_masks(options: Namespace, scratch: Path) -> tuple[dict[str, object], str]:
+    source = options.source
+    if source is None:
+        write_moving_shapes(source := scratch / "davis", FULL_SIZE)
+    timing = time_masks(source, options.maps, options.rounds)
+    return asdict(timing), _masks_table(timing)
+
+
+def _masks_table(timing: MaskTiming) -> str:
+    title = f"{timing.num_maps} label maps, which came as palette PNGs of {timing.source_bytes:.0f} bytes"
+    lines = [title, "", f"{'stored as':<16}{'bytes':>8}{'encode ms':>11}{'decode ms':>11}"]
+    for name, cost in timing.codecs.items():
+        lines.append(f"{name:<16}{cost.bytes:>8.0f}{cost.encode_ms:>11.3f}{cost.decode_ms:>11.3f}")
+    lines += ["", f"{'palette PNG read by':<24}{'ms':>8}"]
+    return "\n".join([*lines, *(f"{name:<24}{cost:>8.3f}" for name, cost in timing.png_readers.items())])
+
+
 def _measure_step(options: Namespace, _scratch: Path) -> tuple[dict[str, object], str]:
     device = str(choose_device(options.device, Ranks()))
     size = StepSize(options.width, options.size, options.clips, device)
@@ -248,6 +269,7 @@ BENCHMARKS: dict[str, Callable[[Namespace, Path], tuple[dict[str, object], str]]
     "clips": _measure_clips,
     "scoring": _measure_scoring,
     "build": _measure_build,
+    "masks": _measure_masks,
     "step": _measure_step,
 }
 

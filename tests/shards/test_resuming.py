@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -303,6 +304,18 @@ def test_a_worker_whose_parent_was_killed_before_it_began_writes_nothing(many, t
     root = tmp_path / "out/davis2017"
     assert [path.name for path in root.rglob("*") if path.suffix in (".tar", ".tmp", ".json")] == []
     assert build_set(many, tmp_path / "out", shard_size=10_000).manifest.num_videos == 6
+
+
+def test_a_build_does_not_go_on_with_shards_of_a_version_that_writes_other_bytes(many, tmp_path, monkeypatch):
+    request = BuildRequest("davis2017", (many,), tmp_path / "out", shard_size=10_000)
+    with monkeypatch.context() as older:
+        older.setattr("shards.plan.CREATED_BY", "vosforge shards 0")
+        older.setattr("shards.build.CREATED_BY", "vosforge shards 0")
+        build_part(request, make_plan(request), silent, Part(1, 2))
+    with pytest.raises(DataError, match=r"an unfinished build of another version.*remove this one"):
+        build_part(request, make_plan(request), silent, Part(2, 2))
+    shutil.rmtree(request.root)
+    assert build(request, make_plan(request), silent).manifest.num_videos == 6
 
 
 def test_the_record_tells_the_arguments_apart_but_not_the_sizes(many, tmp_path):

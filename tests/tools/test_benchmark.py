@@ -8,8 +8,10 @@ from pathlib import Path
 import pytest
 import torch
 
+from pipelines.mask_benchmark import read_by_hand, read_patched
 from shards.build import build, silent
 from shards.plan import BuildRequest, make_plan
+from shards.png import decode_pixels
 from shards.sources.moving_shapes import MovingShapes, write_moving_shapes
 from tools import benchmark as tool
 
@@ -55,6 +57,19 @@ def test_build_prints_the_walls(davis: Path, capsys: pytest.CaptureFixture[str])
         assert f"\n{row:<16}" in printed
     assert "4x input on 2 processes:" in printed and "MB at 4x input" in printed
     assert "by its frames on 16 such machines" in printed
+
+
+def test_masks_are_measured_by_level_and_every_reader_gives_the_ids(
+    davis: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert tool.benchmark(["masks", str(davis), "--maps", "4", "--rounds", "1"]) == 0
+    printed = capsys.readouterr().out
+    for row in ("lz4 level 1", "lz4 level 12", "png", "Pillow", "zlib by hand"):
+        assert f"\n{row:<16}" in printed
+    data = next((davis / "Annotations/480p").glob("*/*.png")).read_bytes()
+    assert {read(data).tobytes() for read in (decode_pixels, read_by_hand, read_patched)} == {
+        decode_pixels(data).tobytes()
+    }
 
 
 def test_scoring_makes_its_own_results(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
