@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models.backbones import RESIDUAL_START, Bottleneck, FrozenBatchNorm, initialise_trunk
+from models.refiner import NoWeightsError
 from models.weight_files import read_tensors, require_finite
 
 logger = logging.getLogger(__name__)
@@ -101,10 +102,10 @@ def _stage(name: str, num_in: int, num_inner: int, num_blocks: int, *, stride: i
 
 
 def trunk_options(state: Mapping[str, Tensor], prefix: str = "") -> tuple[TrunkName, int]:
-    """Name and base width of the trunk whose weights a state dict holds. Raises ValueError if it holds none."""
+    """Name and base width of the trunk whose weights a state dict holds. Raises NoWeightsError if none."""
     stem = state.get(f"{prefix}conv1.weight")
     if stem is None or stem.dim() != 4:
-        raise ValueError(f"no {prefix}conv1.weight of a ResNet")
+        raise NoWeightsError(f"no {prefix}conv1.weight of a ResNet")
     name = "resnet101" if f"{prefix}layer1.0.conv3.weight" in state else "resnet18"
     return cast(TrunkName, name), int(stem.shape[0])
 

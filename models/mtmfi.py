@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from models.frozen_trunk import Features, FrozenTrunk, TrunkName, start_trunk, trunk_options
 from models.layers import initialise_layers
-from models.refiner import Refiner, Variant, refiner_options
+from models.refiner import NoWeightsError, Refiner, Variant, refiner_options
 
 TRUNK_PREFIX = "trunk."
 REFINER_PREFIX = "refiner."
@@ -58,12 +58,12 @@ class Mtmfi(nn.Module):
 
     @staticmethod
     def options_of(state: Mapping[str, Tensor]) -> dict[str, Any]:
-        """variant, trunk and base of the network with these weights. Raises ValueError if they are of none."""
+        """variant, trunk and base of the network with these weights. Raises NoWeightsError if they are of none."""
         variant, channels = refiner_options(state, REFINER_PREFIX)
         trunk, base = trunk_options(state, TRUNK_PREFIX)
         expected = FrozenTrunk(trunk, base).num_channels
         if channels != expected:
-            raise ValueError(f"the refiner reads {channels}, the trunk has {expected}")
+            raise NoWeightsError(f"the refiner reads {channels}, the trunk has {expected}")
         return {"variant": variant, "trunk": trunk, "base": base}
 
     def look(self, images: Tensor, *, with_layer5: bool = True) -> Features:

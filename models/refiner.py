@@ -37,6 +37,10 @@ DESIGNS: dict[str, Design] = {
 """`bise` is MTM + FI, `initial` MTM alone; `frtm` reads the score of layer4 alone."""
 
 
+class NoWeightsError(ValueError):
+    """A state dict does not hold what it was read for."""
+
+
 class ScoreEncoder(nn.Module):
     """Features and scores of one level -> (B, 64, h, w); named TSE, or with feature integration TFFM."""
 
@@ -172,7 +176,7 @@ def find_design(variant: str) -> Design:
 
 
 def refiner_options(state: Mapping[str, Tensor], prefix: str = "refiner.") -> tuple[Variant, dict[str, int]]:
-    """Variant and channels of each level of the refiner whose weights a state dict holds; ValueError if none does."""
+    """Variant and channels of each level of the refiner whose weights a state dict holds. Raises NoWeightsError."""
     keys = [name.removeprefix(prefix) for name in state if name.startswith(prefix)]
     heads = {name.split(".")[0] for name in keys}
     encoder = "TFFM" if "TFFM" in heads else "TSE"
@@ -180,12 +184,12 @@ def refiner_options(state: Mapping[str, Tensor], prefix: str = "refiner.") -> tu
     transform = state.get(f"{prefix}{encoder}.layer5.transform.0.weight")
     channels = {level: int(weight.shape[1]) for level, weight in reduce.items() if weight is not None}
     if transform is None or len(channels) < len(LEVELS):
-        raise ValueError(f"no refiner: neither {prefix}TSE nor {prefix}TFFM on {', '.join(LEVELS)}")
+        raise NoWeightsError(f"no refiner: neither {prefix}TSE nor {prefix}TFFM on {', '.join(LEVELS)}")
     found = Design(int(transform.shape[0]) - NUM_CHANNELS, encoder == "TFFM", "RRB1" in heads)
     for variant, design in DESIGNS.items():
         if design == found:
             return cast(Variant, variant), channels
-    raise ValueError(f"no known variant of the refiner: {found}")
+    raise NoWeightsError(f"no known variant of the refiner: {found}")
 
 
 def pool(features: Tensor) -> Tensor:
