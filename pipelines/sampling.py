@@ -12,6 +12,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from pipelines.pooled_order import Pooled, PooledOrder
 from pipelines.streams import Stream, StreamName
 from shards.errors import DataError
 from shards.reader import ShardSet
@@ -78,12 +79,20 @@ class Mix:
 
     A pass over the mix (the sum of the weights, in clips) so shows every item of an entry `repeat` times. An item is a
     video, or an object of a video where `list_objects` says which those are.
+    pooled: the order of items in each stream of a global batch of batch_size clips (see pooled_order); None for a full
+    shuffle, where every item of an entry comes once before any comes again.
     fingerprint: text that names the data and their proportions. selections: one per entry.
     Raises DataError if an entry has no eligible video, ValueError for an unknown split or no entry at all.
     """
 
     def __init__(
-        self, entries: Sequence[MixEntry], *, min_frames: int, list_objects: ListObjects | None = None
+        self,
+        entries: Sequence[MixEntry],
+        *,
+        min_frames: int,
+        list_objects: ListObjects | None = None,
+        pooled: Pooled | None = None,
+        batch_size: int = 1,
     ) -> None:
         if not entries:
             raise ValueError("a data mix needs at least one entry")
@@ -94,6 +103,7 @@ class Mix:
             for entry, selection in zip(self.entries, self.selections, strict=True)
         )
         self.fingerprint = json.dumps([_identity(entry) for entry in self.entries])
+        self._streams = None if pooled is None else PooledOrder(pooled, batch_size)
         # Neighbouring clips share a pass; two passes of each entry are alive where one ends and the next begins.
         self._order = lru_cache(maxsize=4 * len(self.entries))(self._shuffle)
 
@@ -102,10 +112,15 @@ class Mix:
 
         skip: the item of so many clips of that data set later.
         """
-        dataset, index = share(number, self.weights)
+        stream, turn = (0, number) if self._streams is None else self._streams.turn(number)
+        dataset, index = share(turn, self.weights)
         selection = self.selections[dataset]
-        video_pass, position = divmod(index + skip, len(selection.videos))
-        item = self._order(key, dataset, video_pass)[position]
+        index, count = index + skip, len(selection.videos)
+        if self._streams is None:
+            video_pass, position = divmod(index, count)
+            item = self._order(key, dataset, video_pass)[position]
+        else:
+            item, video_pass = self._streams.item(key, stream, dataset, index, count)
         object_id = None if selection.objects is None else int(selection.objects[item])
         return Pick(dataset, int(selection.videos[item]), video_pass, object_id)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from pipelines.pooled_order import Pooled
 from pipelines.recipes import ClipRequest, Recipe
 from pipelines.sampling import Mix, MixEntry, Pick
 from pipelines.streams import stream_key
@@ -17,16 +18,32 @@ class ClipSource:
     """All clips of a stage, numbered from 0; each is a pure function of (seed, data, recipe, its number).
 
     mix: the data sets in proportion. steps, batch_size: of the stage; clip n belongs to step n // batch_size, which is
-    all that curricula see. batch_size counts the clips of all ranks together. key: (seed, 64 bits of the mix).
+    all that curricula see. batch_size counts the clips of all ranks together. pooled: see Mix.
+    key: (seed, 64 bits of the mix).
     Raises DataError if a data set has no video to sample or masks the recipe cannot use, ValueError for bad numbers.
     """
 
-    def __init__(self, mix: Sequence[MixEntry], recipe: Recipe, *, seed: int, steps: int, batch_size: int) -> None:
+    def __init__(
+        self,
+        mix: Sequence[MixEntry],
+        recipe: Recipe,
+        *,
+        seed: int,
+        steps: int,
+        batch_size: int,
+        pooled: Pooled | None = None,
+    ) -> None:
         if steps < 1 or batch_size < 1:
             raise ValueError(f"a stage needs at least one step and one clip, got {steps} steps of {batch_size} clips")
         for entry in mix:
             _require_masks(entry.dataset, soft=recipe.soft_masks)
-        self.mix = Mix(mix, min_frames=recipe.min_frames, list_objects=recipe.list_objects)
+        self.mix = Mix(
+            mix,
+            min_frames=recipe.min_frames,
+            list_objects=recipe.list_objects,
+            pooled=pooled,
+            batch_size=batch_size,
+        )
         self.recipe = recipe
         self.steps = steps
         self.batch_size = batch_size
