@@ -1,0 +1,255 @@
+"""Is data or compute the limit, and which part of it? Measured by runs with parts taken away, not guessed."""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+import zlib
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field, replace
+from typing import get_args
+
+import numpy as np
+import torch
+from torch.nn.parallel import DistributedDataParallel
+
+from pipelines.curriculum import Table
+from pipelines.executors import make_executor
+from pipelines.executors.cpu import Step
+from pipelines.timeline import Span, Timeline, sum_by_name
+from pipelines.types import Batch, EncodedClip
+from trainers.config import Config
+from trainers.distributed import choose_device, gather_objects, process_group, read_ranks, share_threads
+from trainers.methods import METHODS
+from trainers.stage_run import StageRun
+from trainers.stages import Place, executor_name, open_sources, open_stage
+from trainers.throughput_runs import (
+    MIN_COUNT,
+    WARM_UP,
+    DataPath,
+    DataRun,
+    StepRun,
+    Variant,
+    open_loader,
+    run_data,
+    run_steps,
+)
+from trainers.throughput_types import Circumstances, Measurement, Waits
+from trainers.training import set_up
+
+logger = logging.getLogger(__name__)
+
+MOST_STEPS = 200
+"""Of one run; more would only repeat themselves."""
+SMALL_PART = 0.03
+"""Share of the work on a batch below which a part is not taken away: it cannot be the wall."""
+SERIAL = ("plan", "assembly")
+DATA_SHARE, STEP_SHARE = 0.5, 0.25
+"""Of the time for all runs: for the runs of the data path together, and for each of the two runs of training."""
+
+
+@dataclass(frozen=True)
+class RankResult:
+    """What one rank measured, and what happened when in its run of data alone and in that of training."""
+
+    numbers: Measurement
+    data_spans: list[Span] = field(repr=False)
+    training_spans: list[Span] = field(repr=False)
+    made: list[float] = field(repr=False)
+    taken: list[float] = field(repr=False)
+    waits: list[float] = field(repr=False)
+
+
+def measure(config: Config, *, stage: int = 0, step: int = 0, seconds: float = 60.0) -> list[RankResult]:
+    """Measure one stage of a run from `step` of it on, in about `seconds`; the results of all ranks, on every rank.
+
+    One process, or one of several started by torchrun. Sets torch's number of threads. Nothing is written, no weights
+    are loaded and the learning rate is 0. Raises what `training.train` raises for configs and data that do not fit.
+    """
+    ranks = read_ranks(os.environ)
+    device = choose_device(config.device, ranks)
+    place = Place(ranks, device, share_threads(config.threads, ranks, device))
+    torch.set_num_threads(place.threads.compute)
+    config = _one_stage(config, stage, step)
+    with ExitStack() as stack:
+        source = open_sources(config, stack)[0]
+        stack.enter_context(process_group(ranks, device))
+        options, objective = config.model, config.stages[0].objective
+        model = METHODS[options.name].build(options, objective, torch.Generator().manual_seed(config.seed))
+        model = set_up(model, config).to(device)
+        run = stack.enter_context(open_stage(config, 0, source, model, place, done=0, checkpoint=None))
+        run = replace(run, learning_rate=Table(((0.0, 0.0),)))
+        path = DataPath(source, executor_name(config, device), place, config.look_ahead, step)
+        return gather_objects(_Measuring(path, run, seconds).all_runs(), ranks)
+
+
+def _one_stage(config: Config, stage: int, step: int) -> Config:
+    """A run of that stage alone, with the same clips, and long enough."""
+    if not 0 <= stage < len(config.stages) or not 0 <= step < config.stages[stage].steps:
+        found = [(row.name, row.steps) for row in config.stages]
+        raise ValueError(f"stage {stage} has no step {step}; stages and their steps are {found}")
+    chosen = config.stages[stage]
+    steps = max(chosen.steps, step + 10 * MOST_STEPS)  # loaders that are faster than training take more than MOST_STEPS
+    return replace(config, stages=(replace(chosen, steps=steps),), seed=config.seed + stage)
+
+
+class _Measuring:
+    """The runs of one rank, one after the other, in step with the other ranks."""
+
+    def __init__(self, path: DataPath, run: StageRun, seconds: float) -> None:
+        self._path, self._run, self._seconds = path, run, seconds
+        self._clips_per_step = run.batch_size // path.place.ranks.world_size
+
+    def all_runs(self) -> RankResult:
+        """Every run there is."""
+        each = DATA_SHARE * self._seconds / 6
+        whole = self._data("the data path", Variant(), 2 * each)
+        clips = self._read_clips()
+        parts = self._parts(whole)
+        without = self._without(parts, clips, whole.last, each)
+        plain = self._data("no augmentation", Variant(plain=True), each)
+        synthetic = self._data("synthetic data", self._lying_ready(clips, whole.last), each)
+        alone = self._compute_alone(whole.last)
+        unsynchronised = self._unsynchronised(whole.last, alone)
+        bytes_per_step = whole.statistics.bytes_read / max(1, whole.statistics.batches)
+        timeline, both = self._both(max(whole.seconds, float(np.mean(alone.seconds))))
+        numbers = Measurement(
+            data_ms=1e3 * whole.seconds,
+            compute_ms=1e3 * float(np.mean(alone.seconds)),
+            both_ms=1e3 * float(np.mean(both.seconds)),
+            waits=_describe_waits(both.waits),
+            data_parts=parts,
+            serial_parts=SERIAL,
+            compute_parts=_in_ms(alone.parts),
+            without=without,
+            unsynchronised_ms=unsynchronised,
+            plain_ms=1e3 * plain.seconds,
+            synthetic_ms=1e3 * synthetic.seconds,
+            checksum_ms=self._clips_per_step * _checksum_ms(clips),
+            cores_busy={"data": whole.cores_busy, "compute": alone.cores_busy, "both": both.cores_busy},
+            bytes_per_step=bytes_per_step,
+            read_rate=self._read_rate(bytes_per_step, parts["read"]),
+            at=self._circumstances(),
+        )
+        made = [span.start + span.seconds for span in timeline.spans if span.name == "assemble"]
+        return RankResult(numbers, whole.spans, both.spans, made, both.taken, both.waits)
+
+    def _data(self, name: str, variant: Variant, seconds: float) -> DataRun:
+        logger.info("measuring %s", name)
+        gather_objects(name, self._path.place.ranks)  # all ranks load at the same time, as they will in training
+        return run_data(self._path, variant, seconds=seconds)
+
+    def _read_clips(self) -> list[EncodedClip]:
+        source, first = self._path.source, self._path.first_step * self._path.source.batch_size
+        return [source.read(source.plan(first + number)) for number in range(2 * self._clips_per_step)]
+
+    def _parts(self, whole: DataRun) -> dict[str, float]:
+        """Milliseconds of work per batch by part, over all threads."""
+        sums, counts = sum_by_name(whole.spans), Counter(span.name for span in whole.spans)
+        per_clip = {name: sums[name] / counts[name] * self._clips_per_step for name in ("plan", "read")}
+        made = counts["execute"]
+        if self._path.executor_name == "cpu":
+            steps = {name: sums.get(name, 0.0) / made for name in get_args(Step)}
+        else:
+            steps = {"executor": sums["execute"] / made}
+        return _in_ms(per_clip | steps | {"assembly": sums["assemble"] / made})
+
+    def _without(
+        self, parts: Mapping[str, float], clips: Sequence[EncodedClip], batch: Batch, seconds: float
+    ) -> dict[str, float]:
+        """data_ms without each part that is more than a SMALL_PART of the work."""
+        variants: dict[str, Variant] = {"read": Variant(clips=clips), "assembly": Variant(batch=batch)}
+        if self._path.executor_name == "cpu":
+            variants |= {name: Variant(without=name) for name in get_args(Step)}
+        else:
+            variants["executor"] = Variant(pixels=self._lying_ready(clips, batch).pixels)
+        enough = SMALL_PART * sum(parts.values())
+        # What one rank takes away all do: they share cores and storage.
+        large = gather_objects([name for name in variants if parts[name] >= enough], self._path.place.ranks)
+        chosen = [name for name in variants if any(name in names for names in large)]
+        return {
+            name: 1e3 * self._data(f"without {name}", variants[name], 3 * seconds / max(3, len(chosen))).seconds
+            for name in chosen
+        }
+
+    def _lying_ready(self, clips: Sequence[EncodedClip], batch: Batch) -> Variant:
+        place = self._path.place
+        executor = make_executor(self._path.executor_name, threads=place.threads.loading, device=place.device)
+        try:
+            pixels = executor(list(clips[: self._clips_per_step]))
+        finally:
+            executor.close()
+        return Variant(clips=clips, pixels=pixels, batch=batch)
+
+    def _compute_alone(self, batch: Batch) -> StepRun:
+        logger.info("measuring training on a batch that lies ready")
+        probe = run_steps(self._run, self._copies(batch, MIN_COUNT), Timeline())
+        count = self._agreed_count(float(np.mean(probe.seconds)))
+        return probe if count <= MIN_COUNT else run_steps(self._run, self._copies(batch, count), Timeline())
+
+    def _unsynchronised(self, batch: Batch, alone: StepRun) -> float | None:
+        if not isinstance(self._run.module, DistributedDataParallel):
+            return None
+        logger.info("measuring training without the exchange of gradients")
+        with self._run.module.no_sync():
+            steps = run_steps(self._run, self._copies(batch, len(alone.seconds)), Timeline())
+        return 1e3 * float(np.mean(steps.seconds))
+
+    def _both(self, step_seconds: float) -> tuple[Timeline, StepRun]:
+        logger.info("measuring training on the data path")
+        count, timeline = self._agreed_count(step_seconds), Timeline()
+        with open_loader(self._path, Variant(), timeline, WARM_UP + count) as loader:
+            return timeline, run_steps(self._run, loader, timeline)
+
+    def _agreed_count(self, step_seconds: float) -> int:
+        slowest = max(gather_objects(step_seconds, self._path.place.ranks))
+        return int(np.clip(STEP_SHARE * self._seconds / slowest, MIN_COUNT, MOST_STEPS))
+
+    def _copies(self, batch: Batch, count: int) -> list[Batch]:
+        first = self._path.first_step
+        return [replace(batch, step=first + number) for number in range(WARM_UP + count)]
+
+    def _read_rate(self, bytes_per_step: float, read_ms: float) -> float:
+        """MB/s while reading."""
+        seconds = read_ms / 1e3 / self._path.place.threads.loading
+        return bytes_per_step / 1e6 / max(seconds, 1e-9)
+
+    def _circumstances(self) -> Circumstances:
+        place = self._path.place
+        return Circumstances(
+            clips_per_step=self._clips_per_step,
+            frames_per_clip=self._path.source.recipe.num_frames,
+            loading_threads=place.threads.loading,
+            compute_threads=place.threads.compute,
+            cores=len(os.sched_getaffinity(0)),
+            world_size=place.ranks.world_size,
+            device=place.device.type,
+            executor=self._path.executor_name,
+        )
+
+
+def slowest_rank(results: Sequence[RankResult]) -> int:
+    """The rank whose steps waited longest: the others wait for it in turn."""
+    return max(range(len(results)), key=lambda rank: (results[rank].numbers.waits.mean_ms, -rank))
+
+
+def _describe_waits(waits: Sequence[float]) -> Waits:
+    middle, high = np.percentile(waits, (50, 99))
+    return Waits(len(waits), 1e3 * float(np.mean(waits)), 1e3 * float(middle), 1e3 * float(high))
+
+
+def _in_ms(seconds: Mapping[str, float]) -> dict[str, float]:
+    return {name: 1e3 * value for name, value in seconds.items()}
+
+
+def _checksum_ms(clips: Sequence[EncodedClip]) -> float:
+    """CRC-32 of a clip's bytes, which is a part of reading it; CPU time."""
+    started = time.thread_time()
+    for clip in clips:
+        for frame in clip.frames:
+            zlib.crc32(frame.image)
+            zlib.crc32(frame.mask or b"")
+    return 1e3 * (time.thread_time() - started) / len(clips)

@@ -1,0 +1,94 @@
+"""What a throughput measurement found: plain numbers, in milliseconds per step of one rank unless said otherwise."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+Limit = Literal["data", "compute", "cores"]
+
+
+@dataclass(frozen=True)
+class Waits:
+    """Time that steps waited for their batch while training, over `num_steps` steps."""
+
+    num_steps: int
+    mean_ms: float
+    p50_ms: float
+    p99_ms: float
+
+
+@dataclass(frozen=True)
+class Circumstances:
+    """What a rank ran on and with. clips_per_step: of this rank. cores: that its process may use."""
+
+    clips_per_step: int
+    frames_per_clip: int
+    loading_threads: int
+    compute_threads: int
+    cores: int
+    world_size: int
+    device: str
+    executor: str
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """One rank's numbers.
+
+    data_ms: a batch when nothing else is done. compute_ms: a step on a batch that lies ready. both_ms: a step of real
+    training; waits: of those steps. data_parts: work on a batch by name, summed over the threads that did it, so that
+    together they may exceed data_ms. serial_parts: those of them that one thread does, batch after batch.
+    compute_parts: of compute_ms. without: data_ms with the named part of the path taken away. unsynchronised_ms: a step
+    of compute_ms that exchanges no gradients; None for one rank. plain_ms: data_ms without augmentation; synthetic_ms:
+    with batches that lie ready. checksum_ms: share of "read" that goes into CRC-32.
+    bytes_per_step: of images and masks that this rank reads. read_rate: MB/s of the reads alone while they lasted.
+    cores_busy: during data, compute and both.
+    """
+
+    data_ms: float
+    compute_ms: float
+    both_ms: float
+    waits: Waits
+    data_parts: Mapping[str, float]
+    serial_parts: tuple[str, ...]
+    compute_parts: Mapping[str, float]
+    without: Mapping[str, float]
+    unsynchronised_ms: float | None
+    plain_ms: float
+    synthetic_ms: float
+    checksum_ms: float
+    bytes_per_step: float
+    read_rate: float
+    cores_busy: Mapping[str, float]
+    at: Circumstances
+
+    @property
+    def wait_share(self) -> float:
+        """Part of a training step that is waiting for its batch, 0..1."""
+        return self.waits.mean_ms / self.both_ms if self.both_ms else 0.0
+
+    def as_plain(self) -> dict[str, Any]:
+        """For JSON."""
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """limit: what steps wait for. wall: the part of it that takes longest. words: the same for people."""
+
+    limit: Limit
+    wall: str
+    words: str
+
+
+@dataclass(frozen=True)
+class WhatIf:
+    """A prediction for one change. measured: data_ms comes from a run with the change, otherwise from the model."""
+
+    change: str
+    data_ms: float
+    step_ms: float
+    measured: bool
+    limit: Limit
