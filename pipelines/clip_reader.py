@@ -17,8 +17,8 @@ PlanName = Literal["frame", "span", "resident"]
 OnCorrupt = Literal["stop", "substitute"]
 READ_PLANS: tuple[PlanName, ...] = get_args(PlanName)
 
-NEIGHBOUR_GAP = 4096
-"""Bytes between two frames that are next to each other in a shard, at most: padding, a header, a video's side file."""
+NEIGHBOUR_GAP = 2048
+"""Bytes between two frames that are next to each other in a shard, at most: padding, a header, a small side file."""
 WHOLE_SPAN = 1 << 40
 """Larger than any gap in a shard."""
 CHUNK_BYTES = 8 << 20
