@@ -38,6 +38,10 @@ class Weights(NamedTuple):
     project: Tensor | None
     filter: Tensor
 
+    def to(self, device: torch.device) -> Weights:
+        """On another device."""
+        return Weights(None if self.project is None else self.project.to(device), self.filter.to(device))
+
 
 class Samples(NamedTuple):
     """K samples for each of O objects: features (O, K, C, h, w), their targets, and sample weights (O, K)."""

@@ -81,6 +81,12 @@ def random_weights(num_objects: int, num_in: int, num_channels: int, generator: 
     return Weights((2 * project - 1) / math.sqrt(num_in), (2 * taps - 1) / math.sqrt(9 * num_channels))
 
 
+def join_weights(parts: Sequence[Weights]) -> Weights:
+    """The weights of several sets of objects as one set."""
+    projects = [each.project for each in parts if each.project is not None]
+    return Weights(torch.cat(projects) if projects else None, torch.cat([each.filter for each in parts]))
+
+
 @dataclass(slots=True)
 class LevelFit:
     """One level of O objects after the first frame: weights with projection, the projected samples, CG's state."""
