@@ -128,8 +128,8 @@ class BuildStages:
     def decode_masks(self) -> None:
         for mask in self._masks:
             chunks = png.read_chunks(mask)
-            png.read_header(chunks)
-            png.decode_pixels(mask)
+            if png.decode_unfiltered(chunks, png.read_header(chunks)) is None:
+                png.decode_pixels(mask)
 
     def find_objects(self) -> None:
         for labels in self._labels:

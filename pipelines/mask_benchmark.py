@@ -93,15 +93,10 @@ def _decode_png(encoded: tuple[bytes, int]) -> object:
     return decode_label_map(encoded[0], "png")
 
 
-def read_by_hand(data: bytes) -> np.ndarray:
-    """Ids (H, W) uint8 of an 8-bit palette PNG without row filters. Raises ValueError where there is one."""
+def read_by_hand(data: bytes) -> np.ndarray | None:
+    """Ids (H, W) uint8 as a build reads them; None for a PNG that it leaves to Pillow."""
     chunks = png.read_chunks(data)
-    header = png.read_header(chunks)
-    content = b"".join(body for kind, body in chunks if kind == b"IDAT")
-    rows = np.frombuffer(zlib.decompress(content), np.uint8).reshape(header.height, header.width + 1)
-    if rows[:, 0].any():
-        raise ValueError("rows with filters")
-    return np.ascontiguousarray(rows[:, 1:])
+    return png.decode_unfiltered(chunks, png.read_header(chunks))
 
 
 def read_patched(data: bytes) -> np.ndarray:

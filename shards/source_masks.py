@@ -61,7 +61,9 @@ def read_mask(data: bytes, codec: MaskCodec, reading: Reading = "ids", scaling: 
     header = png.read_header(chunks)
     _require_size(header)
     deep = header.colour_type == png.GREY_ALPHA and header.bit_depth == 16
-    pixels = png.decode_deep_grey_alpha(chunks) if deep else png.decode_pixels(data)
+    pixels = png.decode_deep_grey_alpha(chunks) if deep else png.decode_unfiltered(chunks, header)
+    if pixels is None:
+        pixels = png.decode_pixels(data)
     if reading == "soft":
         return _soft(pixels, header, codec, scaling)
     findings: list[Finding] = []

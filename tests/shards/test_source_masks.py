@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+import tracemalloc
 import zlib
 
 import numpy as np
@@ -180,3 +181,37 @@ def test_deep_levels_with_opaque_alpha_are_divided_by_257():
     levels = np.arange(0, 256, dtype=np.uint16).reshape(16, 16)
     mask = read_mask(deep_grey_alpha(levels * 257, 65535), "soft.lz4", "soft")
     np.testing.assert_array_equal(decode_soft_mask(mask.data, "soft.lz4"), levels)
+
+
+def with_rows(raw: bytes, height: int, width: int) -> list[tuple[bytes, bytes]]:
+    """Chunks of an 8-bit grey PNG with these inflated bytes."""
+    header = struct.pack(">IIBBBBB", width, height, 8, png.GREY, 0, 0, 0)
+    return [(b"IHDR", header), (b"IDAT", zlib.compress(raw)), (b"IEND", b"")]
+
+
+@pytest.mark.parametrize("filtered", [False, True])
+def test_rows_without_filters_are_read_straight_and_others_by_pillow(filtered):
+    levels = np.random.default_rng(0).integers(0, 9, (6, 11), np.uint8)
+    rows = np.zeros((6, 12), np.uint8)
+    rows[:, 1:] = levels
+    if filtered:  # the second row as differences to the first
+        rows[1, 0] = 2
+        rows[1, 1:] = levels[1] - levels[0]
+    chunks = with_rows(rows.tobytes(), 6, 11)
+    straight = png.decode_unfiltered(chunks, png.read_header(chunks))
+    assert (straight is None) == filtered
+    found = png.decode_pixels(png.SIGNATURE + b"".join(map(png._encode_chunk, chunks))) if filtered else straight
+    np.testing.assert_array_equal(found, levels)
+    assert found.flags.c_contiguous
+
+
+def test_data_of_another_length_than_the_header_says_are_never_unpacked_whole():
+    for num_bytes in (71, 73, 50_000_000):
+        chunks = with_rows(bytes(num_bytes), 6, 11)
+        tracemalloc.start()
+        assert png.decode_unfiltered(chunks, png.read_header(chunks)) is None
+        assert tracemalloc.get_traced_memory()[1] < 1_000_000
+        tracemalloc.stop()
+    cut = with_rows(bytes(72), 6, 11)
+    cut[1] = (b"IDAT", cut[1][1][:-2])
+    assert png.decode_unfiltered(cut, png.read_header(cut)) is None
