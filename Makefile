@@ -11,6 +11,7 @@ VENV ?= .venv
 DALI ?= $(shell sh tools/choose_dali.sh)
 PIP = $(VENV)/bin/python -m pip --quiet --disable-pip-version-check
 BIN = $(VENV)/bin
+IMGAUG = imgaug==0.4.0
 INSTALLED = $(VENV)/installed-$(DALI)
 
 .PHONY: demo test lint install clean
@@ -36,6 +37,7 @@ $(INSTALLED): pyproject.toml
 	$(PIP) install --upgrade pip
 	-$(PIP) uninstall --yes nvidia-dali-cuda110 nvidia-dali-cuda120 nvidia-dali-cuda130 2>/dev/null
 	$(PIP) install --editable '.[dev,$(DALI)]'
+	$(PIP) install --no-deps $(IMGAUG)
 	rm -f $(VENV)/installed-*
 	touch $@
 

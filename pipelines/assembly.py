@@ -47,9 +47,10 @@ def assemble(
 ) -> tuple[Batch, torch.Tensor]:
     """The batch on `device`, and how many of its clips show no object in frame 0, a () int64 tensor there.
 
-    Frames are bent by the splines of their plans. The first `num_slots` ids of plan.object_ids that are present in the
-    first frame, or fulfil area_rule, or whose plan lists its slots, become slots 1, 2, ...; all other objects become
-    background. A soft mask is slot 1 where its level is at least 128. Outside plan.content all is black and void.
+    Frames not bent yet are bent by the splines of their plans. The first `num_slots` ids of plan.object_ids that are
+    present in the first frame, or fulfil area_rule, or whose plan lists its slots, become slots 1, 2, ...; all other
+    objects become background. A soft mask is slot 1 where its level is at least 128. Outside plan.content all is black
+    and void.
     Raises ValueError unless there is one plan per clip and 1 <= num_slots < 255.
     """
     if not 1 <= num_slots < VOID:
@@ -59,7 +60,8 @@ def assemble(
     device = torch.device(device)
     images, labels, annotated = (move(t, device) for t in (pixels.images, pixels.labels, pixels.annotated))
     annotated_labels = torch.where(annotated[:, :, None, None], labels, 0)
-    bent = _blank(bend(ClipPixels(images, annotated_labels, annotated, pixels.soft), plans), plans)
+    given = ClipPixels(images, annotated_labels, annotated, pixels.soft)
+    bent = _blank(given if pixels.bent else bend(given, plans), plans)
     if bent.soft:
         masks = (bent.labels >= SOFT_THRESHOLD).to(torch.uint8)
         num_objects = masks[:, 0].flatten(1).amax(dim=1).long()

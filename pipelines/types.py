@@ -21,8 +21,9 @@ VOID = 255
 """Label of pixels nobody may be judged on; kept in slot maps, ignored by losses."""
 
 
-ColourStep = tuple[Literal["brightness", "contrast", "saturation"], float]
-"""One enhancement and its factor (1.0 changes nothing), named as in Pillow's ImageEnhance."""
+ColourStep = tuple[Literal["brightness", "contrast", "saturation", "hue"], float]
+"""One enhancement and its factor (1.0 changes nothing), named as in Pillow's ImageEnhance. Of hue: by what part of the
+circle it turns; published steps may hold it, composed colours have it apart."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -40,6 +41,26 @@ class ClipSteps:
     clip_colours: tuple[ColourStep, ...]
     grayscale: bool
     affines: NDArray[np.float64]
+    frame_colours: tuple[tuple[ColourStep, ...], ...]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class StillSteps:
+    """The steps of a clip of a still image (RDE's stage 0), in the order they are applied.
+
+    clip_scale: about the middle, on the image's own canvas. flip: mirror it. clip_colours, grayscale, frame_colours: as
+    in ClipSteps. affines: (T, 2, 3) float64, output -> input on that canvas. resized: (height, width) of the image when
+    its shorter side is as long as the output's. corners: T times (top, left) of the square cut from it. The plan's
+    splines come last.
+    """
+
+    clip_scale: float
+    flip: bool
+    clip_colours: tuple[ColourStep, ...]
+    grayscale: bool
+    affines: NDArray[np.float64]
+    resized: tuple[int, int]
+    corners: tuple[tuple[int, int], ...]
     frame_colours: tuple[tuple[ColourStep, ...], ...]
 
 
@@ -81,7 +102,7 @@ class AreaRule:
     later: int
 
 
-PublishedSteps = ClipSteps | StmCycleSteps | SquashSteps
+PublishedSteps = ClipSteps | StillSteps | StmCycleSteps | SquashSteps
 
 
 @dataclass(frozen=True, slots=True)
@@ -184,13 +205,14 @@ class ClipPixels:
     void.
     annotated: (B, T) bool, False where the frame has no label map (its labels are 0 then and mean nothing).
     soft: the labels are no ids but levels of one object's soft mask, 0 background to 255 object, warped linearly.
-    All on the executor's device.
+    bent: the splines of the plans have been applied already. All on the executor's device.
     """
 
     images: torch.Tensor
     labels: torch.Tensor
     annotated: torch.Tensor
     soft: bool = False
+    bent: bool = False
 
 
 class Executor(Protocol):

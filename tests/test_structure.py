@@ -18,7 +18,7 @@ ALLOWED = {
     "tools": {"shards", "pipelines", "models", "trainers"},
 }
 # Packages that only one module may import, and only when it is used: they are slow to load or may be missing.
-CONFINED = {"nvidia": "pipelines/executors/dali.py"}
+CONFINED = {"nvidia": "pipelines/executors/dali.py", "imgaug": "pipelines/executors/paper_imgaug.py"}
 FILES = sorted(path for package in ALLOWED for path in (REPOSITORY / package).rglob("*.py"))
 EXECUTABLES = sorted(
     path for path in (REPOSITORY / "tools").glob("*.py") if "\nif __name__ ==" in path.read_text(encoding="utf-8")

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from pipelines.executors.encoded import decode_jpeg_padded, decode_labels, fill_colour, has_soft_masks, jpeg_size
 from pipelines.executors.frames import FrameExecutor
-from pipelines.executors.geometry import NEIGHBOURS, SnappedMatrices, pixel_centred, shifted, snap
+from pipelines.executors.geometry import NEIGHBOURS, SnappedMatrices, floor_matrix, pixel_centred, shifted, snap
 from pipelines.types import VOID, ClipPixels, EncodedClip
 
 NO_COLOUR = np.eye(3, 4, dtype=np.float32)
@@ -122,7 +122,7 @@ def warp_nearest(
     out: NDArray[np.uint8],
 ) -> None:
     """`warp_image` that takes the pixel under the sampling point, the one `warp_labels` takes."""
-    matrix, flags, border = _floor_matrix(snapped), cv2.INTER_NEAREST | cv2.WARP_INVERSE_MAP, cv2.BORDER_CONSTANT
+    matrix, flags, border = floor_matrix(snapped), cv2.INTER_NEAREST | cv2.WARP_INVERSE_MAP, cv2.BORDER_CONSTANT
     size = out.shape[1], out.shape[0]
     cv2.warpAffine(image, matrix, size, dst=scratch, flags=flags, borderMode=border, borderValue=(*fill, 0))
     cv2.cvtColor(scratch, cv2.COLOR_RGBA2RGB, dst=out)
@@ -138,7 +138,7 @@ def warp_labels(labels: NDArray[np.uint8] | None, snapped: SnappedMatrices, out:
         out[:] = 0
         return
     flags, size = cv2.INTER_NEAREST | cv2.WARP_INVERSE_MAP, (out.shape[1], out.shape[0])
-    matrix = _floor_matrix(snapped)
+    matrix = floor_matrix(snapped)
     cv2.warpAffine(labels, matrix, size, dst=out, flags=flags, borderMode=cv2.BORDER_CONSTANT, borderValue=0)
 
 
@@ -150,12 +150,6 @@ def warp_unanimous(labels: NDArray[np.uint8] | None, snapped: SnappedMatrices, o
         warp_labels(labels, moved, other if number else out)
         if number:
             out[out != other] = VOID
-
-
-def _floor_matrix(snapped: SnappedMatrices) -> NDArray[np.float64]:
-    """(2, 3): the first of the matrices, such that rounding to whole numbers is the floor that is meant."""
-    matrix = pixel_centred(snapped.matrices)[0]
-    return np.column_stack([matrix[:, :2], matrix[:, 2] + snapped.half_steps[0]])
 
 
 def warp_soft_mask(levels: NDArray[np.uint8] | None, matrix: NDArray[np.float64], out: NDArray[np.uint8]) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+import cv2
 import numpy as np
 from numpy.typing import NDArray
 
@@ -74,6 +75,22 @@ def pixel_centred(matrices: NDArray[np.float32]) -> NDArray[np.float64]:
     shifted = matrices.astype(np.float64)
     shifted[..., 2] += 0.5 * (shifted[..., 0] + shifted[..., 1]) - 0.5
     return shifted
+
+
+def floor_matrix(snapped: SnappedMatrices) -> NDArray[np.float64]:
+    """(2, 3): the first of the matrices as OpenCV takes them, such that its rounding is the floor that is meant."""
+    matrix = pixel_centred(snapped.matrices)[0]
+    return np.column_stack([matrix[:, :2], matrix[:, 2] + snapped.half_steps[0]])
+
+
+def nearest_affine(pixels: NDArray[np.uint8], matrix: NDArray[np.float64], size: tuple[int, int]) -> NDArray[np.uint8]:
+    """An image or label map (h, w[, 3]) of `size` (height, width) by an output -> input matrix (3, 3); 0 outside."""
+    flags = cv2.INTER_NEAREST | cv2.WARP_INVERSE_MAP
+    taken = floor_matrix(snap(matrix[None, :2].astype(np.float32), size))
+    warped = cv2.warpAffine(
+        pixels, taken, (size[1], size[0]), flags=flags, borderMode=cv2.BORDER_CONSTANT, borderValue=0
+    )
+    return np.asarray(warped, np.uint8)
 
 
 def _fraction_bits(matrices: NDArray[np.float64], size: tuple[int, int]) -> NDArray[np.float64]:

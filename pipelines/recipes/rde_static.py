@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pipelines.augmentation import (
+    ClipColours,
     Crop,
     Jitter,
     Matrix,
@@ -23,7 +25,7 @@ from pipelines.recipes.request import ClipRequest
 from pipelines.sampling import annotated_frames
 from pipelines.spline import draw_points
 from pipelines.streams import Stream, StreamName
-from pipelines.types import IMAGENET, AreaRule, ClipPlan, Normalisation
+from pipelines.types import IMAGENET, AreaRule, ClipPlan, ColourStep, Normalisation, StillSteps
 
 LIMITS = {
     "num_frames": Limits(1, 1, whole=True),
@@ -138,6 +140,8 @@ class RdeStatic:
             frame_jitter=self.frame_jitter,
             mean_grey=luma(self.fill),
         )
+        hue = colour.uniform(-self.hue, self.hue)
+        canvas = self._draw_canvas(request)
         return ClipPlan(
             number=request.number,
             dataset=request.dataset,
@@ -145,25 +149,23 @@ class RdeStatic:
             frames=(frame,) * self.num_frames,
             object_ids=(OBJECT_ID,),
             size=self.size,
-            matrices=self._matrices(request)[:, :2].astype(np.float32),
-            colours=colour_matrices(colours.tones, hue=colour.uniform(-self.hue, self.hue)),
+            matrices=self._matrices(canvas)[:, :2].astype(np.float32),
+            colours=colour_matrices(colours.tones, hue=hue),
             fill=self.fill,
             damage_key=damage.key(),
             damage_iou=None if self.damage_iou is None else damage.uniform(*self.damage_iou),
             trial=0,
+            steps=_record(canvas, colours, hue, place=colour.integer(4)),
             splines=self._splines(request.stream(StreamName.SPLINE)),
         )
 
-    def _matrices(self, request: ClipRequest) -> Matrix:
-        """(T, 3, 3): output -> crop -> resized image -> frame affine -> flip -> clip scale -> source."""
+    def _draw_canvas(self, request: ClipRequest) -> _Canvas:
         videos = request.shard_set.videos
         height, width = int(videos.height[request.video]), int(videos.width[request.video])
+        resized = (self.size[0] * height // min(height, width), self.size[0] * width // min(height, width))
         stream = request.stream(StreamName.CROP)
-        scaled = affine_matrices([0.0], [0.0], (height, width), scales=stream.uniform(*self.clip_scale))[0]
-        flipped = crop_matrix(
-            Crop(0, 0, height, width), (height, width), flip_width=width if stream.happens(self.flip) else None
-        )
-        crops = np.stack([self._draw_crop(stream, height, width) for _ in range(self.num_frames)])
+        clip_scale, flip = stream.uniform(*self.clip_scale), stream.happens(self.flip)
+        corners = [[stream.integer(side - self.size[0] + 1) for side in resized] for _ in range(self.num_frames)]
         numbers = request.stream(StreamName.AFFINE).uniforms(3 * self.num_frames).reshape(3, self.num_frames)
         low, high = self.frame_scale
         affines = affine_matrices(
@@ -172,18 +174,45 @@ class RdeStatic:
             (height, width),
             scales=low + (high - low) * numbers[2],
         )
-        matrices: Matrix = scaled @ flipped @ affines @ crops
-        return matrices
+        return _Canvas((height, width), clip_scale, flip, affines, resized, tuple((top, left) for top, left in corners))
 
-    def _draw_crop(self, stream: Stream, height: int, width: int) -> Matrix:
-        """(3, 3): output -> canvas of a random square of the image resized to `size` on its shorter side."""
-        shorter = min(height, width)
-        resized = [self.size[0] * side // shorter for side in (height, width)]
-        top, left = (stream.integer(side - self.size[0] + 1) for side in resized)
-        shrink = np.diag([width / resized[1], height / resized[0], 1.0])
-        return shrink @ np.array([[1.0, 0, left], [0, 1, top], [0, 0, 1]])
+    def _matrices(self, canvas: _Canvas) -> Matrix:
+        """(T, 3, 3): output -> crop -> resized image -> frame affine -> flip -> clip scale -> source."""
+        height, width = canvas.size
+        scaled = affine_matrices([0.0], [0.0], canvas.size, scales=canvas.clip_scale)[0]
+        flipped = crop_matrix(Crop(0, 0, height, width), canvas.size, flip_width=width if canvas.flip else None)
+        shrink = np.diag([width / canvas.resized[1], height / canvas.resized[0], 1.0])
+        crops = np.stack([shrink @ np.array([[1.0, 0, left], [0, 1, top], [0, 0, 1]]) for top, left in canvas.corners])
+        matrices: Matrix = scaled @ flipped @ canvas.affines @ crops
+        return matrices
 
     def _splines(self, stream: Stream) -> tuple[NDArray[np.float64] | None, ...]:
         bent = [stream.happens(self.spline) for _ in range(self.num_frames)]
         numbers = (self.spline_points, self.size[0], self.spline_deviation)
         return tuple(draw_points(stream, *numbers) if bends else None for bends in bent)
+
+
+class _Canvas(NamedTuple):
+    """The geometry of a clip as it was drawn; see StillSteps. size: (height, width) of the image."""
+
+    size: tuple[int, int]
+    clip_scale: float
+    flip: bool
+    affines: Matrix
+    resized: tuple[int, int]
+    corners: tuple[tuple[int, int], ...]
+
+
+def _record(canvas: _Canvas, colours: ClipColours, hue: float, *, place: int) -> StillSteps:
+    """The published steps; hue comes at `place` 0..3 among the clip's colours."""
+    shift: ColourStep = ("hue", hue)
+    return StillSteps(
+        clip_scale=canvas.clip_scale,
+        flip=canvas.flip,
+        clip_colours=(*colours.clip_steps[:place], shift, *colours.clip_steps[place:]),
+        grayscale=colours.grayscale,
+        affines=canvas.affines[:, :2],
+        resized=canvas.resized,
+        corners=canvas.corners,
+        frame_colours=colours.frame_steps,
+    )
