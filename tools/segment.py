@@ -64,7 +64,7 @@ def segment(arguments: list[str]) -> int:
     way = METHOD_ARGUMENTS[options.model].options(options, protocol)
     form = _output_form(options, protocol, device)
     plans = [plan_video(source, video, protocol, way.memorised, all_frames=options.all_frames) for video in videos]
-    model = load(options.model, options.weights).to(device)
+    model = load(options.model, options.weights, trunk_weights=options.trunk_weights).to(device)
     claim_folder(options.out, _settings(options, source, protocol, form) | dataclasses.asdict(way))
     folder = options.out / protocol.folder
     finished = [] if options.overwrite else [plan.video for plan in plans if is_finished(folder, plan)]
@@ -123,6 +123,7 @@ def _settings(
     return {
         "model": options.model,
         "weights": file_digest(options.weights),
+        **({} if options.trunk_weights is None else {"trunk_weights": file_digest(options.trunk_weights)}),
         "dataset": source.identity,
         "protocol": protocol.name,
         **form.sight.settings(),

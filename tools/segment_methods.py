@@ -8,6 +8,7 @@ from typing import Any, Protocol
 
 from models.memory import BANK_MODES
 from tools.cli import Parser
+from tools.segment_mtmfi import MtmfiArguments
 from tools.segment_stm import StmArguments
 from trainers.prediction_plan import SegmentationProtocol
 from trainers.segmenters.rde import RdeOptions
@@ -64,7 +65,7 @@ class RdeArguments:
         return usual_sight(arguments, protocol)
 
 
-METHOD_ARGUMENTS: dict[str, MethodArguments] = {"rde": RdeArguments(), "stm": StmArguments()}
+METHOD_ARGUMENTS: dict[str, MethodArguments] = {"rde": RdeArguments(), "stm": StmArguments(), "mtmfi": MtmfiArguments()}
 
 
 def usual_sight(arguments: Namespace, protocol: SegmentationProtocol) -> Sight:

@@ -6,7 +6,7 @@ Source: FRTM, Robinson et al. 2020, and MTMFI. Every frame matters: each is scor
 from __future__ import annotations
 
 from collections.abc import Collection
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Literal, NamedTuple, get_args
 
 import torch
@@ -14,8 +14,10 @@ from torch import Tensor
 
 from models.masks import aggregate_probabilities
 from models.mtmfi import Mtmfi
+from models.refiner import Variant
+from models.target_memory import Growth
 from models.target_models import TargetModels, TargetOptions
-from pipelines.first_frame import FirstFrameOptions, plan_first_frame
+from pipelines.first_frame import FirstFrameOptions, Hole, plan_first_frame
 from pipelines.streams import Stream, StreamName, stream_key
 from trainers.target_fits import fit_targets
 
@@ -27,26 +29,53 @@ STREAMS = stream_key(0, "first frames of segmentation")
 
 @dataclass(frozen=True, slots=True)
 class MtmfiOptions:
-    """How objects are followed; the defaults are MTMFI's.
+    """How objects are followed; the defaults are the published ones of the variant that the weights are of.
 
+    num_channels: of the target models after projection (None: 64, FRTM 96). growth: of the newest sample's weight
+    (None: the variant's). forgetting_rate: 75 in FRTM's program for YouTube-VOS. fast: fewer iterations, as was meant.
+    capacity: samples in memory. refit_every: frames. num_samples, hole: of the first frame, see FirstFrameOptions.
     merging: how objects share the pixels. `published` takes a softmax of odds, keeps each pixel's winner, and does the
     same again for the output; `once` outputs the first softmax; `raw` outputs the probabilities as they are, given
     masks pasted in, as FRTM's program for YouTube-VOS; all three memorise the winner's part. `soft` is STM's
     aggregation for both. objects_at_once: how many go through the refiner together. amp: autocast of trunk and refiner.
     """
 
-    targets: TargetOptions = field(default_factory=TargetOptions)
-    augmentation: FirstFrameOptions = field(default_factory=FirstFrameOptions)
+    num_channels: int | None = None
+    growth: Growth | None = None
+    forgetting_rate: float = 750.0
+    fast: bool = False
+    capacity: int = 80
+    refit_every: int = 8
+    num_samples: int = 5
+    hole: Hole = "telea"
     merging: Merging = "published"
     objects_at_once: int = 8
     amp: bool = False
 
     def __post_init__(self) -> None:
-        """Refuse an unknown merging and no objects at once."""
+        """Refuse an unknown merging and numbers that fit nothing."""
         if self.merging not in get_args(Merging):
             raise ValueError(f"unknown merging {self.merging!r}; choose one of {', '.join(get_args(Merging))}")
         if self.objects_at_once < 1:
             raise ValueError(f"objects_at_once is {self.objects_at_once}, expected at least 1")
+        _ = self.targets("bise"), self.augmentation
+
+    def targets(self, variant: Variant) -> TargetOptions:
+        """How target models are fitted for weights of a variant."""
+        is_frtm = variant == "frtm"
+        options = TargetOptions(
+            num_channels=self.num_channels or (96 if is_frtm else 64),
+            forgetting_rate=self.forgetting_rate,
+            capacity=self.capacity,
+            refit_every=self.refit_every,
+            growth=self.growth or ("frtm" if is_frtm else "mtmfi"),
+        )
+        return options.faster() if self.fast else options
+
+    @property
+    def augmentation(self) -> FirstFrameOptions:
+        """How the samples of a first frame are made."""
+        return FirstFrameOptions(num_samples=self.num_samples, hole=self.hole)
 
     def memorised(self, num_frames: int, starts: Collection[int]) -> frozenset[int]:
         """See SegmenterOptions: all from the first start on."""
@@ -68,7 +97,7 @@ class MtmfiSegmenter:
 
     def __init__(self, model: Mtmfi, options: MtmfiOptions) -> None:
         self._model = model.eval()
-        self._options = options
+        self._options, self._targets = options, options.targets(model.refiner.variant)
         self._groups: list[TargetModels] = []
         self._image: Tensor | None = None
         self._separate: Tensor | None = None
@@ -111,13 +140,13 @@ class MtmfiSegmenter:
 
     def _fit(self, image: Tensor, masks: Tensor) -> TargetModels:
         """Target models of the objects of masks (O, H, W)."""
-        options, size = self._options, (image.shape[2], image.shape[3])
+        augmentation, size = self._options.augmentation, (image.shape[2], image.shape[3])
         plans = [
-            plan_first_frame(Stream(STREAMS, StreamName.FIRST_FRAME, number), size, options.augmentation)
+            plan_first_frame(Stream(STREAMS, StreamName.FIRST_FRAME, number), size, augmentation)
             for number in range(len(masks))
         ]
-        fits = fit_targets(self._model, image, masks, plans, augmentation=options.augmentation, options=options.targets)
-        return TargetModels(fits, options.targets)
+        fits = fit_targets(self._model, image, masks, plans, augmentation=augmentation, options=self._targets)
+        return TargetModels(fits, self._targets)
 
     def _segment(self, image: Tensor) -> Tensor:
         """Probabilities (O, H, W) of every object by itself."""
