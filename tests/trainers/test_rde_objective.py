@@ -180,6 +180,10 @@ def test_each_switch_changes_what_it_names() -> None:
     _, present_only = parts(replace(published, absent_objects_diverge=False))
     assert present_only["divergence_2"] < metrics["divergence_2"]
     assert present_only["cross_entropy"] == metrics["cross_entropy"]
+    _, by_position = parts(replace(published, divergence_mean="positions"))
+    for name, num_channels in (("value", 512 // 16), ("2", 1024 // 16), ("4", 1024 // 16)):
+        expected = num_channels * metrics[f"divergence_{name}"]
+        assert by_position[f"divergence_{name}"] == pytest.approx(expected, rel=1e-5)
 
 
 def test_a_constant_teacher_changes_gradients_but_no_value() -> None:

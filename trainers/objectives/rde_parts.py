@@ -29,6 +29,8 @@ class CommonOptions:
     # Weight of the divergence between the values of frame 0 with damaged and with clean masks (klloss).
     value_weight: float = 10.0
     temperature: float = 1.0
+    # "elements", as published, divides a divergence by its channels too; "positions" is the divergence of a position.
+    divergence_mean: Literal["elements", "positions"] = "elements"
     # "published" halves from the last frame to the first; "uniform" is STCN's plain sum.
     frame_weighting: FrameWeighting = "published"
     # False: the teacher side of each divergence is a constant. Published: gradients flow into both sides.
@@ -155,6 +157,8 @@ def divergence(student: Tensor, teacher: Tensor, in_use: Tensor, options: Common
     """Sum over slots, mean over clips. student, teacher (B, K, C, ...)."""
     teacher = teacher if options.teacher_gradient else teacher.detach()
     rows = channel_divergence(student.flatten(0, 1), teacher.flatten(0, 1), options.temperature, dim=1)
+    if options.divergence_mean == "positions":
+        rows = rows * student.shape[2]
     slots = rows.view(in_use.shape)  # (B, K)
     return (slots if options.absent_objects_diverge else slots * in_use).sum(1).mean()
 
