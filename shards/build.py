@@ -70,6 +70,7 @@ def build(request: BuildRequest, plan: Plan, report: Report, run: Engine = run_j
         remove_unfinished(work)
         jobs = plan_jobs(request, plan)
         _run_waiting(jobs, plan, request, report, run)
+        remove_unfinished(root)  # of workers that died in mid-shard while others did their work
         manifest = _complete(request, plan, jobs)
     remove_tree(work)
     return BuildResult(manifest, root, already_there=False)
