@@ -50,7 +50,7 @@ def warn_of_memory(
             continue
         text = (
             "stage %s: %d clips of %dx%d at width %g need about %.0f GB of memory here and %.0f GB are free: the "
-            "system may end this run in silence; give a smaller batch_size, recipe.size or model.width, or train on a GPU"
+            "system may end this run in silence; give a smaller batch_size, recipe.size or model.width, or use a GPU"
         )
         height, across = needs.size
         clips = processes * needs.num_clips
