@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from models.rde import Rde
+from models.stm import Stm
 from tests.models.deterministic_fill import fill_weights
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -31,6 +32,12 @@ def small_model(caplog: pytest.LogCaptureFixture) -> Rde:
     """RDE with 16 of 64 channels, random."""
     with caplog.at_level(logging.ERROR):
         return Rde(width=0.25)
+
+
+@pytest.fixture
+def small_stm() -> Stm:
+    """STM-Cycle on ResNet-18 with 4 of 64 channels, random."""
+    return Stm(arch="resnet18", width=0.0625)
 
 
 @pytest.fixture
