@@ -78,7 +78,8 @@ def without_augmentation(source: ClipSource, plan: ClipPlan) -> ClipPlan:
     whole = Crop(0, 0, int(videos.height[plan.video]), int(videos.width[plan.video]))
     matrices = np.repeat(crop_matrix(whole, plan.size)[None, :2], len(plan.frames), axis=0).astype(np.float32)
     colours = np.repeat(NO_COLOUR[None], len(plan.frames), axis=0)
-    return replace(plan, matrices=matrices, colours=colours, damage_iou=None, splines=())
+    simple = replace(plan, matrices=matrices, colours=colours, damage_iou=None, splines=())
+    return replace(simple, label_matrices=None, nearest_images=False, content=None)
 
 
 def timed_steps(timeline: Timeline, without: Step | None = None) -> RunStep:

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch.nn.parallel import DistributedDataParallel
 
+from pipelines.clip_reader import ClipReader
 from pipelines.curriculum import Table
 from pipelines.executors import make_executor
 from pipelines.executors.cpu import Step
@@ -23,9 +24,9 @@ from pipelines.timeline import Span, Timeline, sum_by_name
 from pipelines.types import Batch, EncodedClip
 from trainers.config import Config
 from trainers.distributed import choose_device, gather_objects, process_group, read_ranks, share_threads
-from trainers.methods import METHODS
 from trainers.stage_run import StageRun
 from trainers.stages import Place, executor_name, open_sources, open_stage
+from trainers.starting import make_model
 from trainers.throughput_runs import (
     MIN_COUNT,
     WARM_UP,
@@ -38,7 +39,6 @@ from trainers.throughput_runs import (
     run_steps,
 )
 from trainers.throughput_types import Circumstances, Measurement, Waits
-from trainers.training import set_up
 
 logger = logging.getLogger(__name__)
 
@@ -77,9 +77,7 @@ def measure(config: Config, *, stage: int = 0, step: int = 0, seconds: float = 6
     with ExitStack() as stack:
         source = open_sources(config, stack)[0]
         stack.enter_context(process_group(ranks, device))
-        options, objective = config.model, config.stages[0].objective
-        model = METHODS[options.name].build(options, objective, torch.Generator().manual_seed(config.seed))
-        model = set_up(model, config).to(device)
+        model = make_model(config, None).to(device)
         run = stack.enter_context(open_stage(config, 0, source, model, place, done=0, checkpoint=None))
         run = replace(run, learning_rate=Table(((0.0, 0.0),)))
         path = DataPath(source, executor_name(config, device), place, config.look_ahead, step)
@@ -93,7 +91,7 @@ def _one_stage(config: Config, stage: int, step: int) -> Config:
         raise ValueError(f"stage {stage} has no step {step}; stages and their steps are {found}")
     chosen = config.stages[stage]
     steps = max(chosen.steps, step + 10 * MOST_STEPS)  # loaders that are faster than training take more than MOST_STEPS
-    return replace(config, stages=(replace(chosen, steps=steps),), seed=config.seed + stage)
+    return replace(config, stages=(replace(chosen, steps=steps),), seed=config.seed + stage, start_from=None)
 
 
 class _Measuring:
@@ -144,7 +142,8 @@ class _Measuring:
 
     def _read_clips(self) -> list[EncodedClip]:
         source, first = self._path.source, self._path.first_step * self._path.source.batch_size
-        return [source.read(source.plan(first + number)) for number in range(2 * self._clips_per_step)]
+        reader = ClipReader(source, self._path.reading)
+        return [reader.read(source.plan(first + number)).clip for number in range(2 * self._clips_per_step)]
 
     def _parts(self, whole: DataRun) -> dict[str, float]:
         """Milliseconds of work per batch by part, over all threads."""
