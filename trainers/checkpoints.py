@@ -5,8 +5,8 @@ from __future__ import annotations
 import logging
 import pickle
 import zipfile
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,11 @@ logger = logging.getLogger(__name__)
 
 PATTERN = "checkpoint-*.pt"
 
+FREE_ENDINGS = (".accumulate", ".objective.cache", ".objective.cache_folder", ".objective.fit_at_once")
+
+FORMAT = 2
+"""What a checkpoint file holds. 1 had neither this number nor weights apart from their average."""
+
 FREE_KEYS = frozenset(
     {
         *(
@@ -34,15 +39,19 @@ FREE_KEYS = frozenset(
             "report_every",
             "checkpoint_every",
             "keep",
+            "milestone_every",
+            "hang_seconds",
             "tensorboard",
+            "plots",
         ),
-        *("start_from", "model.key_weights", "model.value_weights", "channels_last", "compile"),
-        "activation_checkpointing",
+        *("start_from", "model.key_weights", "model.value_weights", "model.trunk_weights", "channels_last", "compile"),
+        *("activation_checkpointing", "deterministic"),
     }
 )
 """Config keys that may differ when a run goes on: they move it, show it or speed it up, but do not say what it is.
 
-Paths of data are free as well, since the fingerprints say what lies there.
+Paths of data are free as well, since the fingerprints say what lies there; so are validation, which changes nothing
+of the training, and the parts in which clips are accumulated, which follow from the number of ranks.
 """
 
 
@@ -50,9 +59,10 @@ Paths of data are free as well, since the fingerprints say what lies there.
 class Checkpoint:
     """The state of a run after `step` updates, counted over all its stages.
 
-    model: state dict of the network, no prefix. optimizer, scaler: state dicts, of the stage that `step` lies in.
-    config: the run's config as plain values. fingerprints: per stage, of its shard sets in order. versions: of what
-    made it.
+    model: state dict of the network, no prefix: what to use, their average where the stage averages its weights.
+    trained: the weights in training then, {} where they are those of `model`. optimizer, scaler: state dicts, of the
+    stage that `step` lies in. config: the run's config as plain values. fingerprints: per stage, of its shard sets in
+    order. versions: of what made it.
     """
 
     step: int
@@ -62,10 +72,18 @@ class Checkpoint:
     config: dict[str, Any]
     fingerprints: list[list[str]]
     versions: dict[str, str]
+    trained: dict[str, Tensor] = field(default_factory=dict)
+    format: int = FORMAT
 
 
-def save_checkpoint(folder: Path, checkpoint: Checkpoint, *, keep: int) -> Path:
-    """Write checkpoint-<step>.pt into `folder`, then remove all but the newest `keep`. Returns its path.
+def _none(_step: int) -> bool:
+    return False
+
+
+def save_checkpoint(folder: Path, checkpoint: Checkpoint, *, keep: int, is_kept: Callable[[int], bool] = _none) -> Path:
+    """Write checkpoint-<step>.pt into `folder`, then remove all but the newest `keep` and those that are kept for good.
+
+    is_kept: whether the checkpoint of a step is. Returns its path.
 
     Raises OSError if it cannot be written; the checkpoints that are there stay.
     """
@@ -83,7 +101,8 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint, *, keep: int) -> Path:
             raise
         raise OSError(f"{path} cannot be written ({reason}); make room and go on with --resume") from error
     for old in list_checkpoints(folder)[keep:]:
-        old.unlink()
+        if not is_kept(step_of(old) or 0):
+            old.unlink()
     return path
 
 
@@ -106,11 +125,20 @@ def read_checkpoint(path: Path) -> Checkpoint:
         fields = torch.load(path, map_location="cpu", weights_only=True)
     except (zipfile.BadZipFile, RuntimeError, pickle.UnpicklingError, EOFError) as error:
         raise DataError(path, expected="a complete checkpoint", found=f"none ({error})", remedy=remedy) from error
-    missing = Checkpoint.__dataclass_fields__.keys() - fields.keys() if isinstance(fields, dict) else {"everything"}
+    names = Checkpoint.__dataclass_fields__.keys()
+    missing = names - {"format", "trained"} - fields.keys() if isinstance(fields, dict) else {"everything"}
     if missing:
         found = f"a file without {', '.join(sorted(missing))}"
         raise DataError(path, expected="a checkpoint written by tools/train.py", found=found, remedy=remedy)
-    return Checkpoint(**{name: fields[name] for name in Checkpoint.__dataclass_fields__})
+    if fields.get("format", 1) != FORMAT:
+        found = f"format {fields.get('format', 1)}, written by commit {fields['versions'].get('commit', 'unknown')}"
+        raise DataError(
+            path,
+            expected=f"a checkpoint of format {FORMAT}",
+            found=found,
+            remedy="go on with that version of the program; of its weights alone, start_from=FILE makes a new run",
+        )
+    return Checkpoint(**{name: fields[name] for name in names})
 
 
 def read_newest(folder: Path) -> tuple[Path, Checkpoint] | None:
@@ -147,12 +175,16 @@ def model_of(checkpoint: Checkpoint, path: Path) -> nn.Module:
 
 
 def refuse_another_run(
-    path: Path, checkpoint: Checkpoint, config: Mapping[str, Any], fingerprints: list[list[str]]
+    path: Path, checkpoint: Checkpoint, config: Mapping[str, Any], fingerprints: list[list[str]], *, force: bool = False
 ) -> None:
-    """Raise ConfigError, naming every difference, unless `config` on this data goes on with what `checkpoint` began."""
+    """Raise ConfigError, naming every difference, unless `config` on this data goes on with what `checkpoint` began.
+
+    force: only warn, except of another network, which the weights do not fit.
+    """
     old, new = dict(_leaves(checkpoint.config)), dict(_leaves(config))
     keys = sorted(key for key in old.keys() | new.keys() if not _is_free(key))
-    changes = [f"{key} was {old.get(key)!r} and is {new.get(key)!r}" for key in keys if old.get(key) != new.get(key)]
+    different = [key for key in keys if old.get(key) != new.get(key)]
+    changes = [f"{key} was {old.get(key)!r} and is {new.get(key)!r}" for key in different]
     if not changes and fingerprints != checkpoint.fingerprints:
         changes = [
             f"stages.{stage}.data.{entry}: the shard set was {before[:12]} and is {now[:12]}"
@@ -160,7 +192,9 @@ def refuse_another_run(
             for entry, (before, now) in enumerate(zip(*sets, strict=True))
             if before != now
         ]
-    if changes:
+    if changes and force and not any(key.startswith("model.") for key in different):
+        logger.warning("%s: going on as another run, by force: %s", path, ", ".join(changes))
+    elif changes:
         remedy = "give the old values to go on with this run, or another output=FOLDER to start a new one"
         raise ConfigError(path, f"is a checkpoint of another run: {', '.join(changes)}", remedy=remedy)
 
@@ -175,6 +209,8 @@ def _leaves(value: object, key: str = "") -> Iterator[tuple[str, object]]:
 
 
 def _is_free(key: str) -> bool:
+    if key.startswith(("validation", "reading")) or key.endswith(FREE_ENDINGS):
+        return True
     return key in FREE_KEYS or (".data." in key and key.endswith(".path"))
 
 

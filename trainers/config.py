@@ -26,7 +26,7 @@ from pydantic_core import ErrorDetails
 
 from pipelines.curriculum import Table
 from pipelines.recipes import RECIPES, Recipe, make_recipe
-from trainers.choices import STRICT, Count, IsNumber, NotNegative
+from trainers.choices import STRICT, Count, IsNumber, NotNegative, Number
 from trainers.config_reading import (
     COMMAND_LINE,
     ConfigError,
@@ -39,8 +39,11 @@ from trainers.methods import METHODS, NetworkOptions
 from trainers.methods.rde import RdeNetwork
 from trainers.objectives import OBJECTIVES, ObjectiveOptions
 from trainers.objectives.rde import RdeOptions
+from trainers.optimizers import OptimizerOptions
+from trainers.reading_options import DataPath, PooledOptions, ReadingOptions
+from trainers.views import Sight
 
-__all__ = ["Config", "ConfigError", "DataEntry", "Stage", "as_plain", "load_config", "make_config"]
+__all__ = ["Config", "ConfigError", "DataEntry", "Stage", "Validation", "as_plain", "load_config", "make_config"]
 
 Precision = Literal["fp32", "bf16", "fp16"]
 
@@ -70,14 +73,16 @@ Rows = Annotated[Table, BeforeValidator(_table), PlainSerializer(_plain_table)]
 class DataEntry:
     """One shard set in a stage's mix."""
 
-    # Folder with manifest.json, as tools/shard.py wrote it.
-    path: Path
+    # Folder with manifest.json, as tools/shard.py wrote it, or its URL.
+    path: DataPath
     # By default train, or all where a set of own videos has no other.
     split: str | None = None
     # How often each of its videos comes per pass over the mix.
     repeat: Count = 1
     # Frames between annotated frames, by which a max gap is divided (YouTube-VOS: 5).
     gap_step: Count = 1
+    # How many clips of a pass over the mix are its, whatever it holds; null: `repeat` of each video (or object).
+    clips_per_pass: Count | None = None
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -94,10 +99,19 @@ class Stage:
     # Name of a recipe of pipelines/recipes.py and its options; what is not given has the published value.
     recipe: Mapping[str, Any] = dataclasses.field(default_factory=lambda: {"name": "rde_video"})
     objective: ObjectiveOptions = dataclasses.field(default_factory=RdeOptions)
-    # Coupled (L2), as Adam has it.
+    optimizer: OptimizerOptions = dataclasses.field(default_factory=OptimizerOptions)
+    # Coupled (L2), as Adam has it; the optimiser adamw takes it off the weights.
     weight_decay: NotNegative = 1e-7
+    # Parts in which each rank's clips go through the model before one update: less memory, the same batch and order.
+    accumulate: Count = 1
+    # Largest norm of all gradients together; null: as they are.
+    clip_gradients: Annotated[Number, Field(gt=0)] | None = None
+    # Decay of a moving average of the weights, for example 0.9999; checkpoints then hold the average. null: none.
+    ema: Annotated[Number, Field(gt=0, lt=1)] | None = None
     # Mixed precision where the device has it; fp16 exists on GPUs only.
     precision: Precision = "fp32"
+    # An order in which few videos are in use at a time; null: a full shuffle.
+    pooled: PooledOptions | None = None
 
     def __post_init__(self) -> None:
         """Refuse an empty mix, a negative learning rate, and clips that cannot be made or trained on."""
@@ -105,6 +119,9 @@ class Stage:
             raise ValueError("data names no shard set; give a list with at least one path")
         if min(value for _, value in self.learning_rate.rows) < 0:
             raise ValueError("learning_rate has a negative value; weights would climb the loss")
+        if self.batch_size % self.accumulate:
+            problem = f"batch_size {self.batch_size} does not divide into {self.accumulate} parts to accumulate"
+            raise ValueError(f"{problem}; give a multiple of accumulate, or another accumulate")
         recipe = self.clip_recipe()
         self.objective.require_clips(recipe.num_frames, recipe.size)
 
@@ -118,6 +135,28 @@ class Stage:
             return make_recipe(name, options)
         except TypeError as error:
             raise ValueError(f"recipe {name}: {error}; see its fields in pipelines/recipes") from error
+
+
+@dataclass(frozen=True, config=STRICT)
+class SeenAs(Sight):
+    """Sight with strict keys."""
+
+
+@dataclass(frozen=True, config=STRICT)
+class Validation:
+    """A held set that is segmented and scored while a run trains, as tools/segment.py and tools/evaluate.py would."""
+
+    # A shard set, or a folder in the layout of DAVIS or YouTube-VOS.
+    path: Path
+    # Steps of the run between two validations; the end of a stage is one too, and a checkpoint comes before each.
+    every: Count
+    protocol: Literal["davis2017", "davis2016"] = "davis2017"
+    # By default the protocol's.
+    split: str | None = None
+    # The first so many videos of the split; null: all.
+    videos: Count | None = None
+    # The sizes the model works at; the defaults are RDE's.
+    sight: SeenAs = dataclasses.field(default_factory=SeenAs)
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -142,14 +181,24 @@ class Config:
     threads: Count | None = None
     # Batches that are read and decoded ahead of the one in training.
     look_ahead: Count = 4
+    reading: ReadingOptions = dataclasses.field(default_factory=ReadingOptions)
     report_every: Count = 100
     checkpoint_every: Count = 10_000
-    # Checkpoints kept; the oldest go first, ends of stages too.
+    # Checkpoints kept, the newest; ends of stages, milestones and the best of the validations are kept beside them.
     keep: Count = 3
+    # Steps of the run between two checkpoints that are kept for good; null: none.
+    milestone_every: Count | None = None
+    validation: Validation | None = None
+    # Seconds without progress after which a process writes the stacks of its threads and ends the job; null: never.
+    hang_seconds: Count | None = 600
     tensorboard: bool = True
+    # Curves of the journal as curves.png at the end.
+    plots: bool = True
     # Layout and compilation of the model; they change speed, and results by rounding only.
     channels_last: bool = False
     compile: bool = False
+    # Only kernels whose sums have one order, on GPUs too; slower, and an error where there is none.
+    deterministic: bool = False
     # Keep only what enters the parts of the network and compute the rest again for the backward pass.
     activation_checkpointing: bool = False
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import socket
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -80,14 +82,24 @@ def process_group(ranks: Ranks, device: torch.device) -> Iterator[None]:
 
 
 def wrap(objective: nn.Module, ranks: Ranks, device: torch.device) -> nn.Module:
-    """`objective` with gradients averaged over ranks. Each rank holds an equal share, so that is the global mean."""
+    """`objective` with gradients averaged over ranks. Each rank holds an equal share, so that is the global mean.
+
+    Only the buffers of batch norms in training mode change, and each forward pass then begins with the first rank's.
+    """
     if ranks.world_size == 1:
         return objective
-    device_ids = [device.index] if device.type == "cuda" else None
-    # Buffers are frozen batch norm statistics: equal everywhere from the start.
+    # Convolutions choose the layout of their gradients; the exchange copies those that differ from the weight's.
+    warnings.filterwarnings("ignore", message="Grad strides do not match bucket view strides")
     return DistributedDataParallel(
-        objective, device_ids=device_ids, broadcast_buffers=False, gradient_as_bucket_view=True
+        objective,
+        device_ids=[device.index] if device.type == "cuda" else None,
+        forward_sync_buffers=any(_updates_buffers(module) for module in objective.modules()),
+        gradient_as_bucket_view=True,
     )
+
+
+def _updates_buffers(module: nn.Module) -> bool:
+    return isinstance(module, nn.modules.batchnorm._BatchNorm) and module.training and module.track_running_stats
 
 
 def sum_over_ranks(values: Tensor, ranks: Ranks) -> Tensor:
@@ -104,6 +116,11 @@ def gather_objects(value: T, ranks: Ranks) -> list[T]:
     values = [value] * ranks.world_size
     dist.all_gather_object(values, value)
     return values
+
+
+def rank_name(ranks: Ranks) -> str:
+    """This process for a reader of logs: `rank 3 on node07`."""
+    return f"rank {ranks.rank} on {socket.gethostname()}"
 
 
 @dataclass(frozen=True, slots=True)

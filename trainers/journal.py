@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import threading
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,8 +26,9 @@ FILE_NAME = "journal.jsonl"
 class Report:
     """The steps since the last report, up to `stage_step` of `stage_steps` in a stage and `step` of the whole run.
 
-    metrics: means over steps and ranks, the loss among them. times: of the slowest rank, None if nothing was timed yet;
-    mean_data_ms: data wait, mean over ranks. batch_size: clips per step of all ranks together.
+    metrics: means over steps and ranks, the loss among them. times: each number of the rank that has most of it, None
+    if nothing was timed yet; mean_data_ms: data wait, mean over ranks. batch_size: clips per step of all ranks.
+    slowest: the rank the others wait for, "" where there are none.
     """
 
     step: int
@@ -38,6 +40,7 @@ class Report:
     times: StepTimes | None
     mean_data_ms: float
     batch_size: int
+    slowest: str = ""
 
     def line(self) -> str:
         """`step 1200/80000 static | loss 0.341 | lr 1.0e-05 | data 0.4 ms | step 212 ms | 75 clips/s | eta 4:41`."""
@@ -48,6 +51,8 @@ class Report:
             parts += [f"data {self.times.data_ms:.1f} ms", f"step {self.times.step_ms:.0f} ms"]
             parts += [f"{self.batch_size / seconds:.3g} clips/s"]
             parts += [f"eta {as_clock((self.stage_steps - self.stage_step) * seconds)}"]
+        if self.slowest:
+            parts += [f"slowest {self.slowest}"]
         return " | ".join(parts)
 
     def record(self) -> dict[str, Any]:
@@ -63,7 +68,11 @@ class Report:
         }
         if self.times is not None:
             record |= {"data_ms": self.times.data_ms, "mean_data_ms": self.mean_data_ms, "step_ms": self.times.step_ms}
+            record |= {"max_data_ms": self.times.max_data_ms, "max_step_ms": self.times.max_step_ms}
+            record |= {"own_ms": self.times.own_ms, "peak_memory_mb": self.times.peak_memory_mb}
             record["clips_per_second"] = 1000 * self.batch_size / self.times.step_ms
+        if self.slowest:
+            record["slowest"] = self.slowest
         return record
 
 
@@ -76,6 +85,7 @@ class Journal:
         self._path = folder / FILE_NAME
         _drop_later_records(self._path, step)
         self._file = self._path.open("a", encoding="utf-8")
+        self._turn = threading.Lock()
         self._board = _open_board(folder / "tensorboard", step) if tensorboard else None
 
     def __enter__(self) -> Journal:
@@ -89,19 +99,35 @@ class Journal:
             self._board.close()
 
     def write(self, record: Mapping[str, Any]) -> None:
-        """One JSON line, out of this process before this returns: a kill does not lose it, a power cut may."""
-        self._file.write(json.dumps(record) + "\n")
-        self._file.flush()
+        """One JSON line, out of this process before this returns: a kill does not lose it, a power cut may.
+
+        Of threads that write at once each writes whole lines.
+        """
+        with self._turn:
+            self._file.write(json.dumps(record) + "\n")
+            self._file.flush()
 
     def report(self, report: Report) -> None:
         """Console line, JSON line and TensorBoard scalars."""
         logger.info(report.line())
         record = report.record()
         self.write(record)
+        self._draw(report.stage, record)
+
+    def validation(self, record: Mapping[str, Any]) -> None:
+        """JSON line and TensorBoard scalars of a validation."""
+        self.write(record)
+        self._draw("validation", record)
+
+    def holds(self, kind: str, step: int) -> bool:
+        """Whether there is a record of this kind after this step."""
+        return any(r["kind"] == kind and r["step"] == step for r in read_journal(self._path.parent))
+
+    def _draw(self, group: str, record: Mapping[str, Any]) -> None:
         if self._board is not None:
             scalars = {name: value for name, value in record.items() if isinstance(value, float)}
             for name, value in scalars.items():
-                self._board.add_scalar(f"{report.stage}/{name}", value, report.step)
+                self._board.add_scalar(f"{group}/{name}", value, record["step"])
 
 
 def read_journal(folder: Path) -> list[dict[str, Any]]:

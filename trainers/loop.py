@@ -2,91 +2,25 @@
 
 from __future__ import annotations
 
-import enum
 import math
-from collections.abc import Callable
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
-from torch.amp.grad_scaler import GradScaler
+from torch.nn.parallel import DistributedDataParallel
 
-from pipelines.curriculum import Table
-from pipelines.loader import ClipLoader
 from pipelines.types import Batch
-from trainers.distributed import Ranks, gather_objects, sum_over_ranks
+from trainers.batches import arguments_of, inputs_of, split_batch
+from trainers.distributed import Ranks, gather_objects, rank_name, sum_over_ranks
+from trainers.failures import NonFiniteLossError, explain_failure
 from trainers.journal import Report
 from trainers.optimizers import set_learning_rate
+from trainers.stage_run import Ending, Hooks, Objective, StageRun
 from trainers.stopping import StopRequest
-from trainers.timing import StepTimer
+from trainers.timing import StepTimer, WorkClock, worst_of
 
-
-class Objective(Protocol):
-    """Model and losses of one method."""
-
-    def arguments(self, batch: Batch) -> dict[str, Any]:
-        """What changes from batch to batch, as keyword arguments of forward."""
-
-    def summarise(self, means: dict[str, float]) -> dict[str, float]:
-        """Means of forward's scalars over steps and ranks -> what is reported."""
-
-    def __call__(
-        self, images: Tensor, masks: Tensor, num_objects: Tensor, first_masks: Tensor, **arguments: Any
-    ) -> tuple[Tensor, dict[str, Tensor]]:
-        """Loss of a batch and detached scalars. arguments: of `arguments`, and clean_masks where a batch has them."""
-
-
-class NonFiniteLossError(ValueError):
-    """Loss or gradients are not finite. The weights are still those before the step."""
-
-
-class Ending(enum.Enum):
-    """Why a stage ended."""
-
-    FINISHED = "finished"
-    STOPPED = "stopped"
-    INTERRUPTED = "interrupted"
-
-
-@dataclass(frozen=True)
-class StageRun:
-    """All that one stage of training works with.
-
-    objective is what `module` computes; the module may be wrapped for several ranks. first_step: updates of the whole
-    run before this stage began. autocast: makes the context of a forward pass. scaler: disabled unless fp16.
-    describe: names the i-th clip of a batch in messages.
-    """
-
-    name: str
-    steps: int
-    first_step: int
-    batch_size: int
-    learning_rate: Table
-    loader: ClipLoader
-    objective: Objective
-    module: nn.Module
-    optimizer: torch.optim.Optimizer
-    scaler: GradScaler
-    autocast: Callable[[], AbstractContextManager[None]]
-    ranks: Ranks
-    describe: Callable[[Batch, int], str]
-
-
-@dataclass(frozen=True)
-class Hooks:
-    """What the loop tells others, and when.
-
-    on_step(step of the run, loss): after every update. on_report(report): every report_every steps of a stage and at
-    its end. save(step of the run): every checkpoint_every steps of the run, at the end of a stage, before stopping.
-    """
-
-    on_step: Callable[[int, float], object]
-    on_report: Callable[[Report], object]
-    save: Callable[[int], object]
-    report_every: int
-    checkpoint_every: int
+__all__ = ["Ending", "Hooks", "NonFiniteLossError", "Objective", "StageRun", "train_stage"]
 
 
 def train_stage(run: StageRun, hooks: Hooks, stop: StopRequest) -> Ending:
@@ -94,52 +28,83 @@ def train_stage(run: StageRun, hooks: Hooks, stop: StopRequest) -> Ending:
 
     Raises NonFiniteLossError, with the clips at fault, before an update that would spoil the weights.
     """
-    means, timer, ending = RunningMeans(), StepTimer(), Ending.FINISHED
+    means, timer, work = RunningMeans(), StepTimer(run.device), WorkClock(run.device)
+    ending = Ending.FINISHED
+    hooks.on_phase("waiting for data")
     for batch in run.loader:
+        hooks.on_phase(f"computing step {run.first_step + batch.step + 1}")
         set_learning_rate(run.optimizer, run.learning_rate.at(batch.step, run.steps))
-        loss, metrics = forward_backward(run, batch)
-        signals = exchange_signals(run, loss, stop)
+        loss, metrics = forward_backward(run, batch, work)
+        size = gradient_size(run)
+        hooks.on_phase(f"waiting for the other ranks at the end of step {run.first_step + batch.step + 1}")
+        signals = exchange_signals(run, loss, size, stop)
         if not signals.healthy:
-            raise explain_failure(run, batch)
+            raise explain_failure(run, batch, hooks.keep_failure)
         update(run)
-        means.add({"loss": loss, **metrics})
-        timer.end_step(run.loader.wait_seconds)
+        means.add({"loss": loss, **metrics, **({} if run.scaler.is_enabled() else {"gradient_norm": size})})
+        timer.end_step(run.loader.wait_seconds, work.seconds())
 
         ending, stage_step = signals.ending, batch.step + 1
-        step, last = run.first_step + stage_step, stage_step == run.steps or ending is not Ending.FINISHED
-        hooks.on_step(step, signals.loss)
+        last = stage_step == run.steps or ending is not Ending.FINISHED
+        hooks.on_step(run.first_step + stage_step, signals.loss)
         if last or stage_step % hooks.report_every == 0:
             hooks.on_report(make_report(run, stage_step, means, timer))
-        if last or step % hooks.checkpoint_every == 0:
-            hooks.save(step)
+        if _save_and_validate(hooks, run.first_step + stage_step, stage_step == run.steps, ending):
             timer.begin()
         if last:
             break
+        hooks.on_phase("waiting for data")
+    hooks.on_phase("")
     return ending
 
 
-def forward_backward(run: StageRun, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
-    """Leave the gradients of a batch in the parameters; the loss and its parts, detached."""
+def _save_and_validate(hooks: Hooks, step: int, is_end_of_stage: bool, ending: Ending) -> bool:
+    """Do what is due after a step; whether anything was. A run that is asked to stop saves, and validates no more."""
+    validates = hooks.validate_every is not None and (is_end_of_stage or step % hooks.validate_every == 0)
+    saves = is_end_of_stage or ending is not Ending.FINISHED or validates or step % hooks.checkpoint_every == 0
+    if saves:
+        hooks.on_phase("")
+        hooks.save(step)
+    if validates and ending is Ending.FINISHED:
+        hooks.validate(step)
+    return saves
+
+
+def forward_backward(run: StageRun, batch: Batch, work: WorkClock) -> tuple[Tensor, dict[str, Tensor]]:
+    """Leave the gradients of a batch in the parameters; its loss and parts, detached. work: times the forward passes.
+
+    A rank's clips go through in `run.accumulate` equal parts, in order; gradients are those of the mean over all clips.
+    """
     run.optimizer.zero_grad(set_to_none=True)
-    with run.autocast():
-        loss, metrics = run.module(*_inputs(batch), **_arguments(run, batch))
-    run.scaler.scale(loss).backward()
-    return loss.detach(), metrics
+    means: dict[str, Tensor] = {}
+    parts = split_batch(batch, run.accumulate)
+    work.start()
+    for number, part in enumerate(parts, start=1):
+        # All but the last part keep their gradients to themselves: one exchange between ranks per update.
+        with nullcontext() if number == len(parts) else _without_exchange(run.module):
+            with run.autocast():
+                loss, metrics = run.module(*inputs_of(part), **arguments_of(run.objective, part))
+            work.stop()
+            run.scaler.scale(loss / len(parts)).backward()
+        for name, value in {"loss": loss.detach(), **metrics}.items():
+            share = value / len(parts)
+            means[name] = means[name] + share if name in means else share
+    return means.pop("loss"), means
 
 
-def _inputs(batch: Batch, clips: slice = slice(None)) -> tuple[Tensor, ...]:
-    return tuple(t[clips] for t in (batch.images, batch.masks, batch.num_objects, batch.first_masks))
-
-
-def _arguments(run: StageRun, batch: Batch, clips: slice = slice(None)) -> dict[str, Any]:
-    arguments: dict[str, Any] = run.objective.arguments(batch)
-    return arguments if batch.clean_masks is None else arguments | {"clean_masks": batch.clean_masks[clips]}
+def _without_exchange(module: nn.Module) -> AbstractContextManager[None]:
+    return module.no_sync() if isinstance(module, DistributedDataParallel) else nullcontext()
 
 
 def update(run: StageRun) -> None:
     """Move the weights. Under fp16 the scaler leaves out a step whose scaled gradients overflowed, and scales less."""
+    if run.clip_gradients is not None:
+        run.scaler.unscale_(run.optimizer)
+        torch.nn.utils.clip_grad_norm_(run.module.parameters(), run.clip_gradients)
     run.scaler.step(run.optimizer)
     run.scaler.update()
+    if run.average is not None:
+        run.average.update()
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,43 +116,21 @@ class Signals:
     ending: Ending
 
 
-def exchange_signals(run: StageRun, loss: Tensor, stop: StopRequest) -> Signals:
+def exchange_signals(run: StageRun, loss: Tensor, size: Tensor, stop: StopRequest) -> Signals:
     """Sum up what each rank has to say. The only point of a step where the host waits for the device."""
     asked = loss.new_tensor([stop.requested, stop.interrupted])
-    sums = sum_over_ranks(torch.cat([loss[None], _gradient_size(run)[None], asked]), run.ranks).tolist()
+    sums = sum_over_ranks(torch.cat([loss[None], size[None], asked]), run.ranks).tolist()
     healthy = math.isfinite(sums[0]) and math.isfinite(sums[1])
     ending = Ending.INTERRUPTED if sums[3] else Ending.STOPPED if sums[2] else Ending.FINISHED
     return Signals(sums[0] / run.ranks.world_size, healthy, ending)
 
 
-def _gradient_size(run: StageRun) -> Tensor:
+def gradient_size(run: StageRun) -> Tensor:
     """Norm of all gradients; 0 under fp16, where scaled gradients may overflow and the scaler sees to that."""
     gradients = [parameter.grad for parameter in run.module.parameters() if parameter.grad is not None]
     if run.scaler.is_enabled():
         return gradients[0].new_zeros(())
     return torch.nn.utils.get_total_norm(gradients)
-
-
-def explain_failure(run: StageRun, batch: Batch) -> NonFiniteLossError:
-    """The error for a step that must not be taken, naming the clips whose own loss is not finite, on any rank."""
-    found = [name for names in gather_objects(_clips_at_fault(run, batch), run.ranks) for name in names]
-    clips = "\n  ".join(found) if found else "no clip alone: the gradients overflowed"
-    return NonFiniteLossError(
-        f"step {run.first_step + batch.step + 1}: loss or gradients are not finite, the weights were left alone; "
-        f"lower the learning rate or look at these clips:\n  {clips}"
-    )
-
-
-@torch.no_grad()
-def _clips_at_fault(run: StageRun, batch: Batch) -> list[str]:
-    names = []
-    for position in range(len(batch.plans)):
-        one = slice(position, position + 1)
-        with run.autocast():
-            loss, _ = run.objective(*_inputs(batch, one), **_arguments(run, batch, one))
-        if not torch.isfinite(loss):
-            names.append(run.describe(batch, position))
-    return names
 
 
 class RunningMeans:
@@ -214,9 +157,9 @@ class RunningMeans:
 def make_report(run: StageRun, stage_step: int, means: RunningMeans, timer: StepTimer) -> Report:
     """What there is to say after `stage_step` steps of the stage. All ranks must call it together."""
     metrics = run.objective.summarise(means.take(run.ranks))
-    of_ranks = [times for times in gather_objects(timer.take(), run.ranks) if times is not None]
-    slowest = max(of_ranks, key=lambda times: times.data_ms, default=None)
-    mean_data_ms = sum(times.data_ms for times in of_ranks) / max(1, len(of_ranks))
+    gathered = gather_objects((timer.take(), rank_name(run.ranks)), run.ranks)
+    of_ranks = [(times, name) for times, name in gathered if times is not None]
+    slowest = max(of_ranks, key=lambda pair: pair[0].own_ms, default=(None, ""))[1]
     return Report(
         step=run.first_step + stage_step,
         stage=run.name,
@@ -224,7 +167,8 @@ def make_report(run: StageRun, stage_step: int, means: RunningMeans, timer: Step
         stage_steps=run.steps,
         learning_rate=run.learning_rate.at(stage_step - 1, run.steps),
         metrics=metrics,
-        times=slowest,
-        mean_data_ms=mean_data_ms,
+        times=worst_of([times for times, _ in of_ranks]),
+        mean_data_ms=sum(times.data_ms for times, _ in of_ranks) / max(1, len(of_ranks)),
         batch_size=run.batch_size,
+        slowest=slowest if run.ranks.world_size > 1 else "",
     )

@@ -1,16 +1,54 @@
-"""The optimiser of the published recipes. Its learning rate is set from outside at every step: no scheduler."""
+"""The optimisers of the published recipes. Their learning rate is set from outside at every step: no scheduler."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Annotated, Literal
 
 import torch
+from pydantic import Field
+from pydantic.dataclasses import dataclass
 from torch.nn import Parameter
 
+from trainers.choices import STRICT, Number
 
-def make_adam(parameters: Iterable[Parameter], *, weight_decay: float) -> torch.optim.Adam:
-    """Adam with default betas and coupled L2 decay, one group, the affine weights of batch norm included."""
-    return torch.optim.Adam(list(parameters), lr=0.0, weight_decay=weight_decay)
+Momentum = Annotated[Number, Field(ge=0, lt=1)]
+
+
+@dataclass(frozen=True, config=STRICT)
+class OptimizerOptions:
+    """How gradients move weights; the defaults are torch's Adam, as RDE and STM-Cycle use it. MTMFI: amsgrad."""
+
+    # adam adds the decay to the gradient (L2), adamw takes it off the weights; sgd has no second moments.
+    name: Literal["adam", "adamw", "sgd"] = "adam"
+    # Decay of first and second moments; sgd's momentum is the first one, as STM-Cycle has it.
+    betas: tuple[Momentum, Momentum] = (0.9, 0.999)
+    epsilon: Annotated[Number, Field(gt=0)] = 1e-8
+    # Divide by the greatest second moment so far.
+    amsgrad: bool = False
+
+    def __post_init__(self) -> None:
+        """Refuse what the optimiser does not have."""
+        if self.amsgrad and self.name == "sgd":
+            raise ValueError("sgd has no second moments; leave amsgrad out, or use adam")
+
+
+def make_optimizer(
+    parameters: Iterable[Parameter], options: OptimizerOptions, *, weight_decay: float
+) -> torch.optim.Optimizer:
+    """One group of all parameters that are trained, the affine weights of batch norm included."""
+    trained = [parameter for parameter in parameters if parameter.requires_grad]
+    if options.name == "sgd":
+        return torch.optim.SGD(trained, lr=0.0, momentum=options.betas[0], weight_decay=weight_decay)
+    kind = torch.optim.Adam if options.name == "adam" else torch.optim.AdamW
+    return kind(
+        trained,
+        lr=0.0,
+        betas=options.betas,
+        eps=options.epsilon,
+        weight_decay=weight_decay,
+        amsgrad=options.amsgrad,
+    )
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, value: float) -> None:

@@ -14,18 +14,20 @@ from torch.amp.grad_scaler import GradScaler
 
 from pipelines.assembly import make_assembly
 from pipelines.executors import make_executor
-from pipelines.loader import ClipLoader
+from pipelines.loader import ClipLoader, share_of_batch
 from pipelines.sampling import MixEntry
 from pipelines.source import ClipSource
 from pipelines.types import Batch
 from shards.reader import ShardSet
+from shards.shard_files import ShardOpener
 from shards.sources.own_videos import SPLIT as OWN_VIDEOS
+from trainers.averaging import WeightAverage
 from trainers.checkpoints import Checkpoint
 from trainers.config import Config, ConfigError, DataEntry, Precision, Stage
 from trainers.distributed import Ranks, Threads, wrap
-from trainers.loop import StageRun
-from trainers.objectives import OBJECTIVES
-from trainers.optimizers import make_adam
+from trainers.objectives import OBJECTIVES, UsesSource
+from trainers.optimizers import make_optimizer
+from trainers.stage_run import StageRun
 
 logger = logging.getLogger(__name__)
 
@@ -43,19 +45,37 @@ class Place:
 
 def open_sources(config: Config, stack: ExitStack) -> list[ClipSource]:
     """The clips of every stage. All data is opened before the first step; `stack` closes it."""
-    return [_open_source(config.seed + position, stage, stack) for position, stage in enumerate(config.stages)]
+    opener = config.reading.opener()
+    return [_open_source(config.seed + position, stage, opener, stack) for position, stage in enumerate(config.stages)]
 
 
-def _open_source(seed: int, stage: Stage, stack: ExitStack) -> ClipSource:
-    entries = [_open_entry(entry, stack) for entry in stage.data]
-    return ClipSource(entries, stage.clip_recipe(), seed=seed, steps=stage.steps, batch_size=stage.batch_size)
+def _open_source(seed: int, stage: Stage, opener: ShardOpener, stack: ExitStack) -> ClipSource:
+    entries = [_open_entry(entry, opener, stack) for entry in stage.data]
+    pooled = None if stage.pooled is None else stage.pooled.order()
+    return ClipSource(
+        entries, stage.clip_recipe(), seed=seed, steps=stage.steps, batch_size=stage.batch_size, pooled=pooled
+    )
 
 
-def _open_entry(entry: DataEntry, stack: ExitStack) -> MixEntry:
-    shard_set = stack.enter_context(ShardSet.open(entry.path))
+def _open_entry(entry: DataEntry, opener: ShardOpener, stack: ExitStack) -> MixEntry:
+    shard_set = stack.enter_context(ShardSet.open(entry.path, opener))
     # Not any lone split: a set of validation videos is never trained on unless its split is named.
     usual = OWN_VIDEOS if list(shard_set.manifest.splits) == [OWN_VIDEOS] else "train"
-    return MixEntry(shard_set, entry.split or usual, entry.repeat, entry.gap_step)
+    return MixEntry(shard_set, entry.split or usual, entry.repeat, entry.gap_step, entry.clips_per_pass)
+
+
+def require_shares(config: Config, world_size: int) -> None:
+    """Raise ConfigError for a stage whose batch does not divide among the ranks, or a rank's clips into its parts."""
+    for position, stage in enumerate(config.stages):
+        key = f"stages.{position}.batch_size"
+        try:
+            share = len(share_of_batch(stage.batch_size, 0, world_size))
+        except ValueError as error:
+            problem, _, remedy = str(error).partition("; ")
+            raise ConfigError(config.name, problem, key=key, remedy=remedy) from error
+        if share % stage.accumulate:
+            problem = f"{share} clips of each of {world_size} ranks do not divide into accumulate={stage.accumulate}"
+            raise ConfigError(config.name, problem, key=key, remedy="give another accumulate or batch_size")
 
 
 def executor_name(config: Config, device: torch.device) -> str:
@@ -90,17 +110,22 @@ def open_stage(
 ) -> Iterator[StageRun]:
     """Stage `position` of `config` with `done` of its steps behind it; its threads end with the block.
 
-    checkpoint: where optimiser and scaler go on from; None at the start of a stage.
+    checkpoint: where optimiser, scaler and average go on from; None at the start of a stage.
     """
     stage = config.stages[position]
     precision = precision_on(place.device, stage.precision)
     objective = OBJECTIVES[stage.objective.name](model, stage.objective)
-    optimizer = make_adam(objective.parameters(), weight_decay=stage.weight_decay)
+    if isinstance(objective, UsesSource):
+        objective.use_source(source)
+    optimizer = make_optimizer(objective.parameters(), stage.optimizer, weight_decay=stage.weight_decay)
+    average = None if stage.ema is None else WeightAverage(model, stage.ema)
     scaler = GradScaler(place.device.type, enabled=precision == "fp16")
     if checkpoint is not None:
         optimizer.load_state_dict(checkpoint.optimizer)
         if checkpoint.scaler and scaler.is_enabled():
             scaler.load_state_dict(checkpoint.scaler)
+        if average is not None and checkpoint.trained:
+            average.load_state_dict(checkpoint.model)
     with ExitStack() as stack:
         loader = _open_loader(config, source, place, done, stack)
         yield StageRun(
@@ -117,6 +142,10 @@ def open_stage(
             autocast=make_autocast(place.device, precision),
             ranks=place.ranks,
             describe=partial(_describe, source),
+            device=place.device,
+            accumulate=stage.accumulate,
+            clip_gradients=stage.clip_gradients,
+            average=average,
         )
 
 
@@ -128,6 +157,7 @@ def _open_loader(config: Config, source: ClipSource, place: Place, done: int, st
         problem = f"{name} cannot be used here: {error}"
         raise ConfigError(config.name, problem, key="executor", remedy="install it, or give executor=cpu") from error
     stack.callback(executor.close)
+    positions = share_of_batch(source.batch_size, place.ranks.rank, place.ranks.world_size)
     loader = ClipLoader(
         source,
         executor,
@@ -136,7 +166,10 @@ def _open_loader(config: Config, source: ClipSource, place: Place, done: int, st
         world_size=place.ranks.world_size,
         start_step=done,
         look_ahead=config.look_ahead,
-        threads=place.threads.loading,
+        threads=config.reading.threads,
+        reading=config.reading.reading(source, positions),
+        on_corrupt=config.reading.on_corrupt,
+        device=place.device,
     )
     return stack.enter_context(loader)
 

@@ -1,9 +1,11 @@
-"""Being asked to stop: a cluster's signal or Ctrl-C lets the step end, saves, and exits with a status that says so."""
+"""Being asked to stop, by a cluster's signal, Ctrl-C or a time limit: the step ends, the run saves and says so in its
+exit status."""
 
 from __future__ import annotations
 
 import signal
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
@@ -23,12 +25,19 @@ class StopRequest:
     """Which signals have arrived. `requested` and `interrupted` turn True once and stay.
 
     at_once: while True, a signal ends what is being done where it stands, by StoppedAtOnce or KeyboardInterrupt.
+    deadline: the time of `time.monotonic()` from which on a stop is requested without any signal.
     """
 
-    def __init__(self, *, at_once: bool = False) -> None:
-        self.requested = False
+    def __init__(self, *, at_once: bool = False, deadline: float | None = None) -> None:
+        self.signalled = False
         self.interrupted = False
         self.at_once = at_once
+        self.deadline = deadline
+
+    @property
+    def requested(self) -> bool:
+        """Whether the run is to end after this step."""
+        return self.signalled or (self.deadline is not None and time.monotonic() >= self.deadline)
 
     def handle(self, number: int, _frame: FrameType | None) -> None:
         """Note the signal. A second Ctrl-C does not wait for the step to end."""
@@ -39,16 +48,16 @@ class StopRequest:
         elif self.at_once:
             raise StoppedAtOnce
         else:
-            self.requested = True
+            self.signalled = True
 
 
 @contextmanager
-def catch_stop_signals(*, at_once: bool = False) -> Iterator[StopRequest]:
+def catch_stop_signals(*, at_once: bool = False, deadline: float | None = None) -> Iterator[StopRequest]:
     """Note SIGTERM, SIGUSR1 and SIGINT for the length of the block. Outside the main thread nothing is caught.
 
     at_once: what the request begins with; set its `at_once` to False when there is something to save.
     """
-    request = StopRequest(at_once=at_once)
+    request = StopRequest(at_once=at_once, deadline=deadline)
     if threading.current_thread() is not threading.main_thread():
         yield request
         return

@@ -46,6 +46,7 @@ def plain_config(shards: Path, output: Path, **changes: object) -> dict[str, Any
         "checkpoint_every": 2,
         "keep": 100,
         "tensorboard": False,
+        "plots": False,
     }
     return values | changes
 

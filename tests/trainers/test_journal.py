@@ -6,6 +6,7 @@ import logging
 from pathlib import Path
 
 import pytest
+import torch
 
 from trainers.journal import FILE_NAME, Journal, Report, read_journal
 from trainers.timing import NUM_WARM_UP_STEPS, StepTimer, StepTimes, as_clock
@@ -34,7 +35,7 @@ def test_the_console_line_has_the_agreed_columns() -> None:
 
 
 def test_the_record_says_the_same_in_numbers() -> None:
-    record = make_report(1200, StepTimes(num_steps=10, step_ms=200.0, data_ms=0.5)).record()
+    record = make_report(1200, StepTimes(10, 200.0, 0.5, 150.0, 250.0, 0.9, 800.0)).record()
     assert record == {
         "kind": "report",
         "step": 6200,
@@ -47,6 +48,10 @@ def test_the_record_says_the_same_in_numbers() -> None:
         "data_ms": 0.5,
         "mean_data_ms": 0.3,
         "step_ms": 200.0,
+        "max_data_ms": 0.9,
+        "max_step_ms": 250.0,
+        "own_ms": 150.0,
+        "peak_memory_mb": 800.0,
         "clips_per_second": 80.0,
     }
 
@@ -67,7 +72,7 @@ def test_going_on_drops_what_will_be_said_again(tmp_path: Path, caplog: pytest.L
 
 def test_times_leave_out_the_first_steps_and_what_lies_between_steps() -> None:
     now = [0.0]
-    timer = StepTimer(clock=lambda: now[0])
+    timer = StepTimer(torch.device("cpu"), clock=lambda: now[0])
     for _ in range(NUM_WARM_UP_STEPS):
         now[0] += 100
         timer.end_step(wait_seconds=50)

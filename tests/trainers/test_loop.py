@@ -90,6 +90,7 @@ def make_run(objective: OneWeight, steps: range, *, scaled: bool = False) -> Sta
         autocast=nullcontext,
         ranks=ONE,
         describe=lambda _batch, position: f"clip {position}",
+        device=torch.device("cpu"),
     )
 
 
@@ -106,9 +107,9 @@ def test_each_step_moves_the_weight_by_its_own_rate_and_everyone_hears_of_it() -
         (5, 15, 0.25),
     ]
     assert [r.metrics for r in heard.reports] == [
-        {"loss": (2.0 + 3.0) / 2, "step": 0.5},
-        {"loss": (1.5 - 4.0) / 2, "step": 2.5},
-        {"loss": -10.0, "step": 4.0},
+        {"loss": (2.0 + 3.0) / 2, "step": 0.5, "gradient_norm": 1.5},
+        {"loss": (1.5 - 4.0) / 2, "step": 2.5, "gradient_norm": 3.5},
+        {"loss": -10.0, "step": 4.0, "gradient_norm": 5.0},
     ]
     assert heard.saved == [12, 15]
 
