@@ -98,7 +98,6 @@ def run_on_dask(
         except KilledWorker as error:
             raise OSError(f"workers of the cluster died over and over (out of memory?): {error}") from None
         finally:
-            client.unsubscribe_topic(_TOPIC)
             client.cancel(futures)
 
 
