@@ -125,7 +125,7 @@ def bend(pixels: ClipPixels, plans: Sequence[ClipPlan]) -> ClipPixels:
     splines = [each for each in points if each is not None]
     if images.device.type == "cpu":
         for place, spline in zip(places, splines, strict=True):
-            _bend_frame(images[place].numpy(), labels[place].numpy(), sampling_map(spline, size))
+            bend_frame(images[place].numpy(), labels[place].numpy(), sampling_map(spline, size))
     else:
         clips, frames = (list(numbers) for numbers in zip(*places, strict=True))
         maps = sampling_maps(splines, size, images.device)
@@ -134,7 +134,7 @@ def bend(pixels: ClipPixels, plans: Sequence[ClipPlan]) -> ClipPixels:
     return ClipPixels(images, labels, pixels.annotated, pixels.soft)
 
 
-def _bend_frame(image: NDArray[np.uint8], labels: NDArray[np.uint8], positions: NDArray[np.int32]) -> None:
+def bend_frame(image: NDArray[np.uint8], labels: NDArray[np.uint8], positions: NDArray[np.int32]) -> None:
     """Bend one image (H, W, 3) and its labels (H, W) in place, by positions (2, H, W) in 1/32 px."""
     x, y = positions.astype(np.float32) / (1 << FRACTION_BITS)  # exact: far fewer than 24 bits
     padded = cv2.cvtColor(image, cv2.COLOR_RGB2RGBA)  # four channels take OpenCV 5 half the time of three
