@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import errno
 import logging
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -50,6 +51,21 @@ def hold_claim(work: Location) -> Iterator[None]:
 def hold_worker(work: Location) -> Iterator[None]:
     """Held by each process that makes shards for another one: a later build alone waits until it is gone."""
     with _locked(work, "workers", LOCK_SH, ORPHAN_SECONDS, "another one running"):
+        yield
+
+
+@contextmanager
+def hold_work(path: Path, stop: threading.Event) -> Iterator[None]:
+    """Hold the lock file of a piece of work that parts on many machines would all do; wait as long as it takes them.
+
+    Raises InterruptedError if `stop` is set meanwhile.
+    """
+    with path.open("a+b") as file:
+        if not _take(file.fileno(), LOCK_EX, 0.0, path):
+            logger.info("%s: another process is at it; waiting", path.stem)
+            while not _take(file.fileno(), LOCK_EX, _POLL_SECONDS, path):
+                if stop.is_set():
+                    raise InterruptedError("stopped while waiting for another process")
         yield
 
 

@@ -14,13 +14,14 @@ import secrets
 import sqlite3
 import tarfile
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
 from typing import BinaryIO, NamedTuple, cast
 
 from shards.errors import DataError
 from shards.findings import Finding
+from shards.locks import hold_work
 from shards.sources.folders import is_dropping, printable
 from shards.storage import Location, file_size
 from shards.tar import BLOCK, padded
@@ -64,10 +65,21 @@ def index_tar(
     altered tar.
     """
     stamp = json.dumps([_VERSION, tar_stamp(tar), md5])
-    if database.is_file() and _read_stamp(database) == stamp:
+    if _read_stamp(database) == stamp:
         return
-    logger.info("%s: reading %s", tar, "headers" if md5 is None else "all of it, for its MD5")
+    stop = stop or threading.Event()
     database.parent.mkdir(parents=True, exist_ok=True)
+    # Parts of a build begin together: one of them reads these 115 GB, not each.
+    with hold_work(database.with_name(f"{database.name}.lock"), stop):
+        if _read_stamp(database) != stamp:
+            logger.info("%s: reading %s", tar, "headers" if md5 is None else "all of it, for its MD5")
+            _make_database(database, stamp, lambda table: _fill(table, tar, label, md5, stop))
+
+
+def _make_database(
+    database: Path, stamp: str, fill: Callable[[sqlite3.Connection], list[tuple[str, str, str]]]
+) -> None:
+    """Write the database under another name and rename it when it is complete. fill: returns the findings."""
     temporary = database.with_name(f"{database.name}.{secrets.token_hex(4)}.tmp")
     try:
         # Alone in this file until it is renamed: no journal, and no locks, which shared folders often lack.
@@ -78,7 +90,7 @@ def index_tar(
                 " PRIMARY KEY (video, folder, file, offset)) WITHOUT ROWID"
             )
             table.execute("CREATE TABLE facts (stamp TEXT, findings TEXT)")
-            findings = _fill(table, tar, label, md5, stop or threading.Event())
+            findings = fill(table)
             table.execute("INSERT INTO facts VALUES (?, ?)", (stamp, json.dumps([list(one) for one in findings])))
             table.execute("COMMIT")
         temporary.replace(database)
@@ -313,6 +325,9 @@ def _broken(tar: Location, found: str) -> DataError:
 
 
 def _read_stamp(database: Path) -> str | None:
+    """Of which bytes a database is; None if there is none or it is no whole one."""
+    if not database.is_file():
+        return None
     try:
         with closing(_open(database)) as table:
             return str(table.execute("SELECT stamp FROM facts").fetchone()[0])
@@ -322,7 +337,15 @@ def _read_stamp(database: Path) -> str | None:
 
 def _open(database: Path) -> sqlite3.Connection:
     """Read a finished database; `immutable`, because it never changes and locks of shared folders are not to be had."""
-    return sqlite3.connect(f"file:{os.fspath(database.resolve())}?immutable=1", uri=True, check_same_thread=False)
+    try:
+        return sqlite3.connect(f"file:{os.fspath(database.resolve())}?immutable=1", uri=True, check_same_thread=False)
+    except sqlite3.OperationalError as error:
+        raise DataError(
+            database,
+            expected="the list of a tar's members, as the machine that planned the build wrote it",
+            found=str(error),
+            remedy="all workers must see this path: give an OUT or a VOSFORGE_CACHE they share, or run --part on each",
+        ) from None
 
 
 def _unbuffered(tar: Location) -> BinaryIO:
