@@ -31,6 +31,7 @@ from trainers.config_reading import (
     COMMAND_LINE,
     ConfigError,
     apply_overrides,
+    find_config,
     nearest_name,
     read_yaml,
     select_stages,
@@ -44,6 +45,9 @@ from trainers.reading_options import DataPath, PooledOptions, ReadingOptions
 from trainers.views import Sight
 
 __all__ = ["Config", "ConfigError", "DataEntry", "Stage", "Validation", "as_plain", "load_config", "make_config"]
+
+SHIPPED = Path(__file__).parent / "configs"
+"""Configs that come with the program: `load_config` finds them by their bare name, from anywhere."""
 
 Precision = Literal["fp32", "bf16", "fp16"]
 
@@ -232,6 +236,7 @@ def load_config(path: Path, overrides: Iterable[str] = ()) -> Config:
 
     Words count the stages of the file; `use_stages`, a list of their names, then says which of them run.
     """
+    path = find_config(path, SHIPPED)
     values = read_yaml(path)
     keys = apply_overrides(values, overrides)
     select_stages(values, path)

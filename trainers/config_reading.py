@@ -42,6 +42,20 @@ _Loader.add_implicit_resolver(
 )
 
 
+def find_config(path: Path, shipped: Path) -> Path:
+    """`path` itself where it is there, else the config of that name in the folder `shipped`, ".yaml" added or not.
+
+    Raises ConfigError naming those that are shipped.
+    """
+    if path.exists():
+        return path
+    for name in (path.name, f"{path.name}.yaml"):
+        if (shipped / name).is_file() and path.parent == Path():
+            return shipped / name
+    there = [found.stem for found in sorted(shipped.glob("*.yaml"))]
+    raise ConfigError(path, "is not there", remedy=f"give the path of a YAML file; shipped: {', '.join(there)}")
+
+
 def read_yaml(path: Path) -> dict[str, Any]:
     """The mapping in the file at `path`. Raises ConfigError if there is no file, no valid YAML or no mapping."""
     try:

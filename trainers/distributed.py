@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
+import signal
 import socket
+import sys
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -16,6 +19,8 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 T = TypeVar("T")
+
+_PR_SET_PDEATHSIG = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +47,18 @@ def read_ranks(environment: Mapping[str, str]) -> Ranks:
     if missing:
         raise ValueError(f"{', '.join(missing)} not set though other variables of torchrun are; start with torchrun")
     return Ranks(*(int(environment[name]) for name in names))
+
+
+def end_with_launcher() -> None:
+    """Get SIGTERM, which saves and stops, when the process that started this one dies; on Linux.
+
+    torchrun gives its processes sessions of their own, so nothing else tells them, and they would hold the folder.
+    """
+    if sys.platform == "linux":
+        launcher = os.getppid()
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, int(signal.SIGTERM), 0, 0, 0)
+        if os.getppid() != launcher:
+            os.kill(os.getpid(), signal.SIGTERM)
 
 
 def choose_device(name: str, ranks: Ranks) -> torch.device:

@@ -17,6 +17,13 @@ INTERRUPTED_STATUS = 130
 """The same after Ctrl-C, as shells have it."""
 
 
+ENDING_VARIABLE = "VOSFORGE_ENDING"
+"""Environment variable: a file for the exit status of a run that ended as asked, set by tools/launch.py.
+
+The process itself ends with 0 then, because torchrun takes every other status for a failure and starts it again.
+"""
+
+
 class StoppedAtOnce(BaseException):
     """SIGTERM or SIGUSR1 while there was nothing to save. No Exception: code that mends errors must let it pass."""
 

@@ -74,6 +74,7 @@ class RdeMethod:
         return advance(model, generator)
 
     def segmenter(self, model: nn.Module, options: RdeOptions | None = None) -> RdeSegmenter:
-        """See Method."""
+        """See Method. A network of still images has no SAM: by default it remembers the first and the last frame."""
         assert isinstance(model, Rde)
-        return RdeSegmenter(model, options or RdeOptions())
+        usual = RdeOptions() if model.mem_compress is not None else RdeOptions("two-frames")
+        return RdeSegmenter(model, options or usual)
