@@ -202,10 +202,13 @@ class TargetModels:
             targets = condense(masks, squared, projected.shape[-2:])
             memory.write(slots, projected[:, 0], targets, active, needed=self._num_used)
         if self._num_scored % self._options.refit_every == 0:
-            self._refit(active)
+            self.refit(active)
 
-    def _refit(self, active: Tensor) -> None:
+    def refit(self, active: Tensor | None = None) -> None:
+        """Fit the filters of active objects (O,) bool, or of all, to the memory as it is."""
         options = self._options
+        if active is None:
+            active = torch.ones(self.num_objects, dtype=torch.bool, device=self._slots.weights.device)
         for level, memory in zip(self._levels, self._memories, strict=True):
             fitted, carried = fit(
                 level.filters,
