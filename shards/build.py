@@ -120,9 +120,10 @@ def read_listing(request: BuildRequest) -> bytes | None:
 
 
 def is_unfinished(request: BuildRequest) -> bool:
-    """Whether the folder holds a build that the same request would go on with."""
+    """Whether the folder holds a build that the same request would go on with; of a store: whether it may."""
+    record = request.root / WORK_FOLDER / _PLAN
     try:
-        return (request.root / WORK_FOLDER / _PLAN).is_file()
+        return not isinstance(record, Path) or record.is_file()
     except OSError:
         return False
 

@@ -16,6 +16,9 @@ BAD_USAGE = 2
 INTERRUPTED = 130
 OUTPUT_CLOSED = 141
 
+_STORE_CLIENTS = frozenset({"aiobotocore", "aiohttp", "botocore", "gcsfs", "google"})
+_STORE_REMEDY = "see that the store is reached and that its client has credentials (AWS_PROFILE, AWS_ENDPOINT_URL, ...)"
+
 
 class Parser(argparse.ArgumentParser):
     """ArgumentParser whose errors are one line: what was wrong and where the help is."""
@@ -28,9 +31,9 @@ class Parser(argparse.ArgumentParser):
 def run(tool: Callable[[list[str]], int], arguments: list[str] | None = None) -> NoReturn:
     """Run `tool(arguments)` and exit with its status.
 
-    ValueError, OSError and ModuleNotFoundError (bad data, bad paths, an extra not installed) become one line and
-    status 1; an exception whose class sets `exit_status` uses that (ConfigError: 2); Ctrl-C gives 130. Anything else is
-    our defect and keeps its traceback.
+    ValueError, OSError, ModuleNotFoundError (bad data, bad paths, an extra not installed) and what the clients of
+    object stores raise become one line and status 1; an exception whose class sets `exit_status` uses that
+    (ConfigError: 2); Ctrl-C gives 130. Anything else is our defect and keeps its traceback.
     VOSFORGE_TRACEBACK=1 shows the traceback always.
     """
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
@@ -52,7 +55,17 @@ def run(tool: Callable[[list[str]], int], arguments: list[str] | None = None) ->
             raise
         print(f"{name}: {error}{_notes(error)}", file=sys.stderr)
         status = int(getattr(error, "exit_status", BAD_DATA))
+    except Exception as error:
+        if not is_store_error(error) or os.environ.get("VOSFORGE_TRACEBACK"):
+            raise
+        print(f"{name}: {error}; {_STORE_REMEDY}{_notes(error)}", file=sys.stderr)
+        status = BAD_DATA
     sys.exit(status)
+
+
+def is_store_error(error: BaseException) -> bool:
+    """Whether the client of an object store or web server raised it; theirs are no OSErrors."""
+    return type(error).__module__.partition(".")[0] in _STORE_CLIENTS
 
 
 def _notes(error: BaseException) -> str:

@@ -35,7 +35,7 @@ from shards.reader import ShardSet
 from shards.sources import SOURCES
 from shards.storage import locate
 from shards.work import run_jobs
-from tools.cli import Parser, run
+from tools.cli import Parser, is_store_error, run
 from tools.progress import Progress
 from tools.source_arguments import add_source_arguments, arguments_of, positive, source_options, split_names
 
@@ -238,8 +238,9 @@ def _resumable(request: BuildRequest, bar: _Bar) -> Iterator[None]:
     """Say with whatever ends a build that has begun that the same command goes on with it."""
     try:
         yield
-    except (KeyboardInterrupt, OSError) as error:
-        if is_unfinished(request):
+    except BaseException as error:
+        going_on_helps = isinstance(error, KeyboardInterrupt | OSError) or is_store_error(error)
+        if going_on_helps and is_unfinished(request):
             error.add_note(RESUME)
         raise
     finally:

@@ -57,6 +57,13 @@ def test_an_extra_that_is_not_installed_is_a_message_not_a_traceback(capsys: pyt
     assert "install one of the extras" in capsys.readouterr().err
 
 
+def test_a_store_without_credentials_is_a_message_not_a_traceback(capsys: pytest.CaptureFixture[str]) -> None:
+    botocore = pytest.importorskip("botocore.exceptions")
+    assert status_of(botocore.NoCredentialsError()) == 1
+    shown = capsys.readouterr().err
+    assert "Unable to locate credentials; see that the store is reached" in shown and "Traceback" not in shown
+
+
 def test_a_defect_of_ours_keeps_its_traceback() -> None:
     def tool(_arguments: list[str]) -> int:
         raise KeyError("ours")
