@@ -41,7 +41,7 @@ class TargetSize:
 
 @dataclass(frozen=True, slots=True)
 class TargetTiming:
-    """Seconds for all objects, of the CPU or with a GPU of the wall, ours and the plain loop's; medians of rounds in turn."""
+    """Seconds for all objects, ours and the plain loop's, medians: of the CPU, or where there is a GPU of the wall."""
 
     name: str
     ours: float
