@@ -23,6 +23,7 @@ from tqdm import tqdm
 from models.released import load
 from tools.cli import Parser, run
 from tools.segment_methods import METHOD_ARGUMENTS, number_or, refuse_foreign
+from tools.segment_stm import draw_cycle_erf
 from trainers.distributed import Ranks, choose_device
 from trainers.methods import METHODS
 from trainers.prediction_files import (
@@ -88,6 +89,8 @@ def segment(arguments: list[str]) -> int:
         print(_table(timings))
     of_split = "" if options.videos else f" {split}"
     print(f"{protocol.name}{of_split}: {len(timings)} videos segmented into {folder}, {len(finished)} were there")
+    if options.cycle_erf is not None:
+        print(draw_cycle_erf(options, model, source, plans, form))
     if options.zip is not None:
         num_files = write_submission(options.zip, folder, plans, protocol.folder)
         print(f"{options.zip}: {num_files} label maps of {len(plans)} videos, to submit")

@@ -3,17 +3,27 @@
 from __future__ import annotations
 
 from argparse import ArgumentTypeError, Namespace
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Literal, get_args
 
+from torch import nn
+from tqdm import tqdm
+
+from models.stm import Stm
 from tools.cli import Parser
-from trainers.prediction_plan import SegmentationProtocol
+from trainers.cycle_erf import write_cycle_erf
+from trainers.prediction_files import OutputForm
+from trainers.prediction_plan import SegmentationProtocol, VideoPlan
 from trainers.segmenters.stm import LateObjects, StmOptions, Written
 from trainers.segmenters.stm_correction import CorrectionOptions
+from trainers.videos import VideoSource
 from trainers.views import Sight
 
 Normalise = Literal["imagenet", "scalar"]
 MaskResize = Literal["nearest", "truncated"]
 BOX = (240, 427)
+PICTURE_EVERY = 5
 
 
 class UsageError(ValueError):
@@ -36,6 +46,8 @@ class StmArguments:
         "max_kept",
         "mask_resize",
         "normalise",
+        "cycle_erf",
+        "cycle_erf_every",
     )
 
     def add(self, parser: Parser) -> None:
@@ -65,6 +77,7 @@ class StmArguments:
             "--normalise", choices=get_args(Normalise), help="as the model was trained (default: imagenet)"
         )
         _add_correction(parser)
+        _add_pictures(parser)
 
     def options(self, arguments: Namespace, protocol: SegmentationProtocol) -> StmOptions:
         """See MethodArguments."""
@@ -120,6 +133,34 @@ def _add_correction(parser: Parser) -> None:
         choices=get_args(Written),
         help="label maps of kept frames: predicted as the published test.py, corrected as demo.py (default: predicted)",
     )
+
+
+def _add_pictures(parser: Parser) -> None:
+    group = parser.add_argument_group("--model stm, pictures")
+    group.add_argument(
+        "--cycle-erf",
+        type=Path,
+        metavar="FOLDER",
+        help="draw which places of a frame lead back to the first masks: FOLDER/<video>/<frame>.png",
+    )
+    group.add_argument("--cycle-erf-every", type=_positive, metavar="N", help=f"frames (default: {PICTURE_EVERY})")
+
+
+def draw_cycle_erf(
+    arguments: Namespace, model: nn.Module, source: VideoSource, plans: Sequence[VideoPlan], form: OutputForm
+) -> str:
+    """Draw the pictures asked for; what to say about them."""
+    assert isinstance(model, Stm)
+    options = _correction(arguments) or CorrectionOptions()
+    every = arguments.cycle_erf_every or PICTURE_EVERY
+    with tqdm(desc="cycle-ERF", unit="frame", disable=None) as bar:
+        counts = [
+            write_cycle_erf(
+                model, source, plan, arguments.cycle_erf, form, options=options, every=every, on_picture=bar.update
+            )
+            for plan in plans
+        ]
+    return f"{arguments.cycle_erf}: {sum(counts)} cycle-ERF pictures of {len(plans)} videos"
 
 
 def _correction(arguments: Namespace) -> CorrectionOptions | None:

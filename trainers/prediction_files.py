@@ -133,7 +133,7 @@ def segment_to_folder(
     (folder / plan.video).mkdir(parents=True, exist_ok=True)
     remove_unfinished(folder / plan.video)
     with ThreadPoolExecutor(1) as reader, ThreadPoolExecutor(1) as writer:
-        frames = read_ahead(lambda frame: _read_frame(source, plan, frame), plan.script.shown, reader)
+        frames = read_ahead(lambda frame: read_frame(source, plan, frame), plan.script.shown, reader)
         writes: deque[Future[None]] = deque()
         try:
             for frame, labels in segment_video(
@@ -222,8 +222,8 @@ def file_digest(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _read_frame(source: VideoSource, plan: VideoPlan, frame: int) -> NDArray[np.uint8]:
-    """RGB (H, W, 3) uint8."""
+def read_frame(source: VideoSource, plan: VideoPlan, frame: int) -> NDArray[np.uint8]:
+    """RGB (H, W, 3) uint8 of a frame. Raises DataError for one that does not decode."""
     name = plan.names[frame]
     data = source.read_image(plan.video, name)
     try:
