@@ -108,16 +108,24 @@ def targets_of_folder(folder: Location) -> list[Target]:
 
 
 def measure_reads(
-    targets: Sequence[Target], size: int, parallel: int, *, num_reads: int, offset: int = 0, seconds: float = 5.0
+    targets: Sequence[Target],
+    size: int,
+    parallel: int,
+    *,
+    num_reads: int,
+    offset: int = 0,
+    seconds: float = 5.0,
+    forget: bool = True,
 ) -> Measured:
     """Read `num_reads` places, or as many as fit into `seconds` (at least one per thread).
 
-    offset: how many places of the sequence others have read before; the same sequence in every call.
+    offset: how many places of the sequence others have read before; the same sequence in every call. forget: have the
+    kernel forget the places first.
     """
     usable = [target for target in targets if target.num_bytes >= size] or list(targets)
     size = min(size, *(target.num_bytes for target in usable))
     places = [_place(usable, size, offset + number) for number in range(num_reads)]
-    cold = [_chill(target, start, size) for target, start in places]
+    cold = [_chill(target, start, size if forget else 0) for target, start in places]
     times: list[float] = []
     begun = time.perf_counter()
     deadline, lock = begun + seconds, threading.Lock()
@@ -184,7 +192,8 @@ def _chill(target: Target, start: int, size: int) -> bool | None:
     """Have a range forgotten; whether it then is. None for remote files."""
     if target.path is None:
         return None
-    drop_from_page_cache(target.path, start, size)
+    if size:
+        drop_from_page_cache(target.path, start, size)
     return not _in_memory(target.path, start)
 
 

@@ -26,6 +26,7 @@ from pipelines.benchmark import ClipTiming, describe_machine, time_clips
 from pipelines.build_benchmark import LARGER, BuildMeasure, BuildTiming, derived_hours, time_build
 from pipelines.executors import EXECUTORS
 from pipelines.mask_benchmark import MaskTiming, time_masks
+from pipelines.reading_benchmark import time_reading, time_start
 from pipelines.recipes.rde import RdeVideo
 from pipelines.sampling import MixEntry
 from pipelines.source import ClipSource
@@ -34,8 +35,11 @@ from shards.masks import MASK_CODECS
 from shards.plan import BuildRequest, make_plan
 from shards.reader import ShardSet
 from shards.sources.moving_shapes import MovingShapes, write_moving_shapes
+from shards.sparse_set import SparseSet, write_sparse_set
 from shards.storage import write_bytes
 from tools.cli import Parser, run
+from tools.reading_table import reading_table
+from tools.targets_table import add_targets, measure_targets
 from trainers.distributed import Ranks, choose_device
 from trainers.provenance import read_versions
 from trainers.scoring_benchmark import ScoringTiming, time_scoring
@@ -85,6 +89,10 @@ def _parse(arguments: list[str]) -> Namespace:
     masks = commands.add_parser("masks", help="what label maps cost by codec and level, and reading palette PNGs")
     masks.add_argument("source", type=Path, nargs="?", help="DAVIS folder with palette PNGs (default: moving shapes)")
     masks.add_argument("--maps", type=int, default=120, help="about how many of them (default: %(default)s)")
+    reading = commands.add_parser("reading", help="read plans on slowed storage, and the start on a set like BL30K")
+    reading.add_argument("--videos", type=int, default=29_989, help="of the made-up set (default: %(default)s)")
+    reading.add_argument("--threads", type=int, default=16, help="requests under way (default: %(default)s)")
+    reading.add_argument("--seconds", type=float, default=4.0, help="for each plan (default: %(default)s)")
     steps = commands.add_parser("step", help="RDE's training step beside its published structure")
     steps.add_argument(
         "--width", type=float, default=0.25, help="of the network; 1 is the paper's (default: %(default)s)"
@@ -95,9 +103,11 @@ def _parse(arguments: list[str]) -> Namespace:
     steps.add_argument(
         "--variants", nargs="+", choices=list(VARIANTS), default=[PUBLISHED, OURS], help="default: the first two"
     )
+    targets = commands.add_parser("targets", help="MTMFI's target models beside the published loop")
+    add_targets(targets)
     for command, rounds in ((clips, 5), (shards, 3), (masks, 5), (steps, 5)):
         command.add_argument("--rounds", type=int, default=rounds, help="turns that count (default: %(default)s)")
-    for command in (clips, scoring, shards, masks, steps):
+    for command in (clips, scoring, shards, masks, reading, steps, targets):
         command.add_argument("--json", type=Path, metavar="FILE", help="write the numbers there, too")
         command.add_argument("--scratch", type=Path, help="folder for temporary files (default: the system's)")
     options = parser.parse_args(arguments)
@@ -237,6 +247,14 @@ def _masks_table(timing: MaskTiming) -> str:
     return "\n".join([*lines, *(f"{name:<24}{cost:>8.3f}" for name, cost in timing.png_readers.items())])
 
 
+def _measure_reading(options: Namespace, scratch: Path) -> tuple[dict[str, object], str]:
+    root = write_sparse_set(scratch, SparseSet(num_videos=options.videos))
+    start = time_start(root)
+    cases = time_reading(root, threads=options.threads, seconds=options.seconds)
+    result: dict[str, object] = {"start": asdict(start), "cases": [asdict(case) for case in cases]}
+    return result, reading_table(start, cases)
+
+
 def _measure_step(options: Namespace, _scratch: Path) -> tuple[dict[str, object], str]:
     device = str(choose_device(options.device, Ranks()))
     size = StepSize(options.width, options.size, options.clips, device)
@@ -270,7 +288,9 @@ BENCHMARKS: dict[str, Callable[[Namespace, Path], tuple[dict[str, object], str]]
     "scoring": _measure_scoring,
     "build": _measure_build,
     "masks": _measure_masks,
+    "reading": _measure_reading,
     "step": _measure_step,
+    "targets": measure_targets,
 }
 
 
