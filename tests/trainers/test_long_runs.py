@@ -1,0 +1,181 @@
+"""What a run of weeks needs: time limits, averages, milestones, validation on the way, failures to be seen again."""
+
+from __future__ import annotations
+
+import json
+import logging
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+
+from tests.trainers.small_runs import assert_equal_states, build_shards, plain_config, small_config
+from tools.evaluate import evaluate_results
+from tools.segment import segment
+from tools.train import train_tool
+from trainers.checkpoints import list_checkpoints, load_model, read_checkpoint
+from trainers.config import ConfigError, make_config
+from trainers.journal import read_journal
+from trainers.loop import Ending, NonFiniteLossError
+from trainers.training import Start, train
+from trainers.validation import BEST_FILE, MEASURE
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return build_shards(tmp_path_factory.mktemp("shards"))
+
+
+def staged(shards: Path, output: Path, stage: dict[str, Any], **changes: Any) -> dict[str, Any]:
+    """A run of one stage with changes in the stage and at the top."""
+    values = plain_config(shards, output, **changes)
+    values["stages"][0] |= stage
+    return values
+
+
+@pytest.fixture(scope="module")
+def validated(shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of 4 steps with an average, validated after steps 2 and 4."""
+    folder = tmp_path_factory.mktemp("validated") / "run"
+    validation = {"path": str(shards), "every": 2, "split": "val"}
+    values = staged(
+        shards, folder, {"steps": 4, "ema": 0.5}, validation=validation, keep=1, plots=True, tensorboard=True
+    )
+    train(make_config(values, source="test"))
+    return folder
+
+
+def test_a_time_limit_ends_a_run_as_a_signal_does(shards: Path, tmp_path: Path) -> None:
+    outcome = train(small_config(shards, tmp_path), Start(max_seconds=1e-6))
+    assert (outcome.ending, outcome.step, outcome.steps) == (Ending.STOPPED, 1, 6)
+    assert outcome.checkpoint == tmp_path / "checkpoint-1.pt"
+
+
+def test_ends_of_stages_and_milestones_are_kept(shards: Path, tmp_path: Path) -> None:
+    values = plain_config(shards, tmp_path, keep=1, checkpoint_every=1, milestone_every=3)
+    values["stages"] = [{**values["stages"][0], "name": name, "steps": steps} for name, steps in (("a", 1), ("b", 4))]
+    train(make_config(values, source="test"))
+    assert [path.name for path in list_checkpoints(tmp_path)] == [f"checkpoint-{n}.pt" for n in (5, 3, 1)]
+    costs = [record for record in read_journal(tmp_path) if record["kind"] == "checkpoint"]
+    assert [record["step"] for record in costs] == [0, 1, 2, 3, 4, 5]
+    assert all(0 < record["stall_ms"] < 10_000 and record["write_ms"] > 0 for record in costs)
+
+
+def test_validation_gives_the_figures_of_the_tools(validated: Path, shards: Path, tmp_path: Path) -> None:
+    records = [record for record in read_journal(validated) if record["kind"] == "validation"]
+    assert [record["step"] for record in records] == [2, 4]
+    weights, out = str(validated / "checkpoint-4.pt"), tmp_path / "out"
+    segment(["--model", "rde", "--weights", weights, str(shards), str(out), "--threads", "1", "--split", "val"])
+    evaluate_results([str(out), str(shards), "--jobs", "1", "--output", str(tmp_path / "scores")])
+    text = "".join(path.read_text() for path in (tmp_path / "scores").glob("*.json"))
+    assert all(repr(records[-1][name]) in text for name in ("J&F-Mean", "J-Mean", "F-Mean")), text
+
+
+def test_the_best_is_named_and_kept(validated: Path) -> None:
+    records = [record for record in read_journal(validated) if record["kind"] == "validation"]
+    best = max(records, key=lambda record: (record[MEASURE], -record["step"]))
+    found = json.loads((validated / BEST_FILE).read_text())
+    assert (found["step"], found[MEASURE]) == (best["step"], best[MEASURE])
+    assert (validated / found["checkpoint"]).exists()
+    assert (validated / "curves.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_validating_changes_nothing_and_is_made_up_for(validated: Path, shards: Path, tmp_path: Path) -> None:
+    plain = staged(shards, tmp_path / "plain", {"steps": 4, "ema": 0.5})
+    train(make_config(plain, source="test"))
+    assert_equal_states(tmp_path / "plain" / "checkpoint-4.pt", validated / "checkpoint-4.pt")
+    # A run killed in its validation: the checkpoint of that step is there, its figures are not.
+    folder = tmp_path / "again"
+    folder.mkdir()
+    (folder / "checkpoint-2.pt").write_bytes((tmp_path / "plain" / "checkpoint-2.pt").read_bytes())
+    validation = {"path": str(shards), "every": 2, "split": "val"}
+    train(make_config(plain | {"output": str(folder), "validation": validation}, source="test"), resume=True)
+    before, after = ([r for r in read_journal(f) if r["kind"] == "validation"] for f in (validated, folder))
+    assert [(r["step"], r[MEASURE]) for r in after] == [(r["step"], r[MEASURE]) for r in before]
+    # Resumed inside a stage that averages: the average and the weights both went on.
+    assert_equal_states(folder / "checkpoint-4.pt", validated / "checkpoint-4.pt")
+    trained = [read_checkpoint(path / "checkpoint-4.pt").trained for path in (folder, validated)]
+    assert all(torch.equal(tensor, trained[1][name]) for name, tensor in trained[0].items())
+
+
+def test_a_checkpoint_gives_the_average_to_whoever_uses_it(validated: Path) -> None:
+    checkpoint = read_checkpoint(validated / "checkpoint-4.pt")
+    model, _ = load_model(validated / "checkpoint-4.pt")
+    name, weight = next(iter(model.named_parameters()))
+    assert torch.equal(weight, checkpoint.model[name])
+    assert not torch.equal(weight, checkpoint.trained[name])
+
+
+def test_force_goes_on_with_other_values(shards: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    train(small_config(shards, tmp_path), Start(max_seconds=1e-6))
+    other = small_config(shards, tmp_path, seed=7)
+    with pytest.raises(ConfigError, match="seed was 14159265 and is 7"):
+        train(other, Start(resume=True))
+    assert train(other, Start(resume=True, force=True)).step == 6
+    assert "going on as another run, by force: seed was 14159265 and is 7" in caplog.text
+
+
+def test_clips_of_a_failed_step_can_be_seen_again_without_the_data(
+    shards: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    values = plain_config(shards, tmp_path / "run")
+    train(make_config(values, source="test"), Start(max_seconds=1e-6))
+    path = tmp_path / "run" / "checkpoint-1.pt"
+    fields = torch.load(path, weights_only=True)
+    fields["model"]["decoder.pred.bias"] += torch.inf
+    torch.save(fields, path)
+    with pytest.raises(NonFiniteLossError, match=r"\n  kept for tools/train.py --replay: .*step-2-rank-0.pt") as caught:
+        train(make_config(values, source="test"), resume=True)
+    file = tmp_path / "run" / "replay" / "step-2-rank-0.pt"
+    assert train_tool(["--replay", str(file)]) == 1
+    said = capsys.readouterr().out
+    assert said.count("step 2: clip ") == str(caught.value).count("\n  clip ") == 2
+    assert "first output that is not finite: model.decoder.pred" in said
+    kept = torch.load(file, weights_only=True)
+    kept["model"]["decoder.pred.bias"].zero_()
+    torch.save(kept, file)
+    assert train_tool(["--replay", str(file)]) == 0
+
+
+def test_deterministic_kernels_are_the_runs_alone(shards: Path, tmp_path: Path) -> None:
+    seen: list[bool] = []
+    config = small_config(shards, tmp_path, deterministic=True)
+    train(
+        config,
+        Start(max_seconds=1e-6),
+        on_step=lambda *_: seen.append(torch.are_deterministic_algorithms_enabled()),
+    )
+    assert (seen, torch.are_deterministic_algorithms_enabled()) == ([True], False)
+
+
+def test_the_start_is_told_in_a_few_lines_and_its_files_hold_the_rest(
+    shards: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    caplog.set_level(logging.INFO)
+    monkeypatch.setenv("SLURM_JOB_ID", "17")
+    monkeypatch.setenv("SECRET_TOKEN", "do-not-write-me")
+    train(small_config(shards, tmp_path), Start(max_seconds=1e-6))
+    before_the_first_report = caplog.text.partition("step 1/6")[0]
+    assert before_the_first_report.count("\n") < 12
+    environment = yaml.safe_load((tmp_path / "environment.yaml").read_text())
+    assert environment["environment"]["SLURM_JOB_ID"] == "17"
+    assert environment["versions"]["commit"]
+    assert all("do-not-write-me" not in path.read_text() for path in tmp_path.glob("*.yaml"))
+
+
+@pytest.mark.parametrize(
+    ("stage", "message"),
+    [
+        ({"accumulate": 3}, "batch_size 2 does not divide into 3 parts to accumulate"),
+        ({"optimizer": {"name": "adamm"}}, "optimizer.name"),
+        ({"clip_gradients": 0}, "clip_gradients"),
+        ({"ema": 1.0}, "ema"),
+    ],
+)
+def test_options_of_a_stage_out_of_range_are_refused(
+    shards: Path, tmp_path: Path, stage: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ConfigError, match=message):
+        make_config(staged(shards, tmp_path, stage), source="test")
