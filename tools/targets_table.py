@@ -33,8 +33,9 @@ def measure_targets(options: Namespace, _scratch: Path) -> tuple[dict[str, objec
 
 def targets_table(size: TargetSize, costs: TargetCosts) -> str:
     """Milliseconds of both versions."""
+    scene = f"{size.objects} objects on {size.height}x{size.width}, channels of {size.trunk}"
     lines = [
-        f"{size.objects} objects on {size.height}x{size.width}, channels of {size.trunk}, {size.remembered} frames remembered",
+        f"{scene}, {size.remembered} frames remembered",
         "",
         f"{'':<28}{'plain ms':>10}{'ours ms':>10}{'ratio':>8}",
     ]
