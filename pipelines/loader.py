@@ -112,9 +112,9 @@ class ClipLoader:
         self.next_step, self.stop_step = start_step, stop_step
         self.wait_seconds = 0.0
         self.statistics = LoaderStatistics()
-        reader = reader or ClipReader(source, reading, on_corrupt)
+        self.reader = reader or ClipReader(source, reading, on_corrupt)
         self._device_feed = make_feed(device)
-        self._work = _Work(reader, executor, assemble, self.clips_per_step, look_ahead, threads, self._device_feed)
+        self._work = _Work(self.reader, executor, assemble, self.clips_per_step, look_ahead, threads, self._device_feed)
         self._end_feed: Callable[[], Any] | None = None
 
     def __len__(self) -> int:

@@ -98,7 +98,7 @@ def _facts(given: Namespace, config: Config, stage: int) -> dict[str, str]:
     return {
         "config": " ".join([str(given.config), *given.overrides]),
         "stage": f"{row.name}, from step {given.step}",
-        "data": ", ".join(f"{entry.path} {entry.split}" for entry in row.data),
+        "data": ", ".join(f"{entry.path} {entry.split or ''}".strip() for entry in row.data),
         "machine": f"{machine['processor']}, {machine['cores']} cores, {machine['system']}",
         **versions,
     }
@@ -109,8 +109,8 @@ def _write(given: Namespace, report: Report) -> None:
     at = numbers.at
     print(
         f"{at.world_size} process{'es' * (at.world_size > 1)} on {at.device}, executor {at.executor}; of each "
-        f"{at.loading_threads} loading and {at.compute_threads} compute threads, {at.clips_per_step} clips of "
-        f"{at.frames_per_clip} frames a step\n"
+        f"{at.reading_threads} reading, {at.loading_threads} loading and {at.compute_threads} compute threads, "
+        f"{at.clips_per_step} clips of {at.frames_per_clip} frames a step\n"
     )
     print(text_report(report))
     written = []

@@ -134,7 +134,8 @@ def _run_rows(found: Measurement) -> list[list[str]]:
 def _part_rows(found: Measurement) -> list[list[str]]:
     rows = []
     for name, work in found.data_parts.items():
-        threads = 1 if name in found.serial_parts else found.at.loading_threads
+        threads = found.at.reading_threads if name == "read" else found.at.loading_threads
+        threads = 1 if name in found.serial_parts else threads
         without = found.without.get(name)
         measured = ["", ""] if without is None else [f"{without:.1f}", f"{1 - without / found.data_ms:.0%}"]
         rows.append([name, f"{work:.2f}", f"{threads} thread{'s' * (threads > 1)}", *measured])

@@ -12,7 +12,7 @@ import torch
 from torch.utils.hooks import RemovableHandle
 
 from pipelines.assembly import make_assembly
-from pipelines.clip_reader import ClipReader, ReadPlan
+from pipelines.clip_reader import ClipReader
 from pipelines.data_variants import (
     KeptPixels,
     VariedReader,
@@ -40,14 +40,18 @@ NEVER = 10**9
 
 @dataclass(frozen=True)
 class DataPath:
-    """All that loaders of one stage are made of. first_step: of the stage, from which batches are taken."""
+    """All that loaders of one stage are made of. reader: of the clips of `source`, for reading_threads threads.
+
+    first_step: of the stage, from which batches are taken.
+    """
 
     source: ClipSource
+    reader: ClipReader
+    reading_threads: int
     executor_name: str
     place: Place
     look_ahead: int
     first_step: int = 0
-    reading: ReadPlan | None = None
 
 
 @dataclass(frozen=True)
@@ -101,7 +105,7 @@ def open_loader(path: DataPath, variant: Variant, timeline: Timeline, num_batche
     """A loader over `num_batches` batches of this rank, every part of which leaves its spans on the timeline."""
     change = without_augmentation if variant.plain else None
     source = VariedSource(path.source, timeline, cached=variant.clips, change=change)
-    reader = VariedReader(ClipReader(path.source, path.reading), source, timeline, variant.clips)
+    reader = VariedReader(path.reader, source, timeline, variant.clips)
     executor = _make_executor(path, variant, timeline)
     assemble = make_assembly(path.source.recipe, path.place.device)
     with ExitStack() as stack:
@@ -116,7 +120,7 @@ def open_loader(path: DataPath, variant: Variant, timeline: Timeline, num_batche
                 start_step=path.first_step,
                 stop_step=path.first_step + num_batches,
                 look_ahead=path.look_ahead,
-                threads=path.place.threads.loading,
+                threads=path.reading_threads,
                 device=path.place.device,
                 reader=cast(ClipReader, reader),
             )

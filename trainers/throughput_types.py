@@ -21,10 +21,14 @@ class Waits:
 
 @dataclass(frozen=True)
 class Circumstances:
-    """What a rank ran on and with. clips_per_step: of this rank. cores: that its process may use."""
+    """What a rank ran on and with. clips_per_step: of this rank. cores: that its process may use.
+
+    reading_threads wait for storage; loading_threads decode and warp.
+    """
 
     clips_per_step: int
     frames_per_clip: int
+    reading_threads: int
     loading_threads: int
     compute_threads: int
     cores: int
@@ -37,17 +41,18 @@ class Circumstances:
 class Measurement:
     """One rank's numbers.
 
-    data_ms: a batch when nothing else is done. compute_ms: a step on a batch that lies ready. both_ms: a step of real
-    training; waits: of those steps. data_parts: work on a batch by name, summed over the threads that did it, so that
-    together they may exceed data_ms. serial_parts: those of them that one thread does, batch after batch.
-    compute_parts: of compute_ms. without: data_ms with the named part of the path taken away. unsynchronised_ms: a step
-    of compute_ms that exchanges no gradients; None for one rank. plain_ms: data_ms without augmentation; synthetic_ms:
-    with batches that lie ready. checksum_ms: share of "read" that goes into CRC-32.
-    bytes_per_step: of images and masks that this rank reads. read_rate: MB/s of the reads alone while they lasted.
-    cores_busy: during data, compute and both.
+    data_ms: a batch when nothing else is done, the faster of two runs; repeated_ms: both of them. compute_ms: a step on
+    a batch that lies ready. both_ms: a step of real training; waits: of those steps. data_parts: work on a batch by
+    name, summed over the threads that did it, so that together they may exceed data_ms. serial_parts: those of them
+    that one thread does, batch after batch. compute_parts: of compute_ms. without: data_ms with the named part of the
+    path taken away. unsynchronised_ms: a step of compute_ms that exchanges no gradients; None for one rank. plain_ms:
+    data_ms without augmentation; synthetic_ms: with batches that lie ready. checksum_ms: share of "read" that goes into
+    CRC-32. bytes_per_step: that this rank reads. read_rate: MB/s of the reads while they lasted. cores_busy: during
+    data, compute and both.
     """
 
     data_ms: float
+    repeated_ms: tuple[float, float]
     compute_ms: float
     both_ms: float
     waits: Waits
@@ -63,6 +68,11 @@ class Measurement:
     read_rate: float
     cores_busy: Mapping[str, float]
     at: Circumstances
+
+    @property
+    def unrest(self) -> float:
+        """By how much the slower of two equal runs took longer than the faster one, as a share of that."""
+        return max(self.repeated_ms) / min(self.repeated_ms) - 1
 
     @property
     def wait_share(self) -> float:

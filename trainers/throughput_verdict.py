@@ -2,20 +2,31 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from trainers.throughput_types import Limit, Measurement, Verdict, WhatIf
 
 LARGE_WAIT = 0.1
 """Share of a step above which waiting for data is called the limit."""
 CLEAR_GAIN = 0.1
 """Share of a batch's time that taking a part away must save to be called the wall."""
+MUCH_UNREST = 0.3
+"""Difference of two equal runs from which on small differences between others mean nothing."""
 MOST_THREADS = 1024
 
 
 def judge(found: Measurement) -> Verdict:
-    """The limit, the wall behind it, and a sentence with the figures."""
+    """The limit, the wall behind it, and a sentence with the figures; another one where the machine was not quiet."""
     limit = find_limit(found)
-    if limit == "compute":
-        return _compute_verdict(found)
+    verdict = _compute_verdict(found) if limit == "compute" else _data_verdict(found, limit)
+    if found.unrest < MUCH_UNREST:
+        return verdict
+    fast, slow = sorted(found.repeated_ms)
+    words = f"the machine was busy: two equal runs of loading took {fast:.0f} and {slow:.0f} ms a batch; measure again"
+    return replace(verdict, words=f"{verdict.words}. Take this with care, {words} when it is quiet")
+
+
+def _data_verdict(found: Measurement, limit: Limit) -> Verdict:
     wall, remaining = find_data_wall(found)
     waiting = f"{found.wait_share:.0%} of the step is waiting for its batch"
     if limit == "cores":
@@ -60,8 +71,8 @@ def find_data_wall(found: Measurement) -> tuple[str, float | None]:
 def modelled_data_ms(found: Measurement, threads: int) -> float:
     """data_ms with that many loading threads, by a model that is scaled to agree with the measurement as it was.
 
-    Reads run on all threads beside everything else; the frames of a batch are divided among them; planning and assembly
-    are one thread's, batch after batch.
+    Reads run on threads of their own, which grow in proportion, beside everything else; the frames of a batch are
+    divided among the loading threads; planning and assembly are one thread's, batch after batch.
     """
     return found.data_ms * _model(found, threads) / _model(found, found.at.loading_threads)
 
@@ -72,7 +83,8 @@ def _model(found: Measurement, threads: int) -> float:
     divided = sum(value for name, value in found.data_parts.items() if name not in (*found.serial_parts, "read")) / min(
         threads, frames
     )
-    return max(found.data_parts.get("read", 0.0) / threads, divided + serial, 1e-9)
+    readers = found.at.reading_threads * threads / found.at.loading_threads
+    return max(found.data_parts.get("read", 0.0) / readers, divided + serial, 1e-9)
 
 
 def threads_for_compute(found: Measurement) -> int | None:
@@ -141,7 +153,8 @@ def _reserve(found: Measurement) -> str:
 def _threads(found: Measurement, wall: str) -> str:
     if wall in found.serial_parts:
         return " in its one thread"
-    return f" on {found.at.loading_threads} thread{'s' * (found.at.loading_threads > 1)}"
+    threads = found.at.reading_threads if wall == "read" else found.at.loading_threads
+    return f" on {threads} thread{'s' * (threads > 1)}"
 
 
 def _when_compute_limits(found: Measurement) -> str:

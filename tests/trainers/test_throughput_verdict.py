@@ -34,6 +34,13 @@ def test_a_serial_wall_is_not_helped_by_threads() -> None:
     )
 
 
+def test_unrest_is_said_and_changes_no_verdict() -> None:
+    busy = judge(numbers(repeated_ms=(100.0, 180.0)))
+    assert (busy.limit, busy.wall) == ("data", "image decode")
+    assert busy.words.startswith(judge(DATA_BOUND).words)
+    assert "the machine was busy: two equal runs of loading took 100 and 180 ms a batch" in busy.words
+
+
 def test_two_equal_parts_side_by_side_are_no_wall_alone() -> None:
     found = numbers(without={"read": 96.0, "image decode": 95.0})
     assert find_data_wall(found) == ("image decode", None)

@@ -11,6 +11,7 @@ from trainers.throughput_types import Circumstances, Measurement, Waits
 AT = Circumstances(
     clips_per_step=4,
     frames_per_clip=5,
+    reading_threads=2,
     loading_threads=2,
     compute_threads=2,
     cores=8,
@@ -21,6 +22,7 @@ AT = Circumstances(
 
 DATA_BOUND = Measurement(
     data_ms=100.0,
+    repeated_ms=(100.0, 110.0),
     compute_ms=40.0,
     both_ms=100.0,
     waits=Waits(num_steps=50, mean_ms=60.0, p50_ms=59.0, p99_ms=80.0),
