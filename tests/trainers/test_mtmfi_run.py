@@ -1,0 +1,133 @@
+"""MTMFI through the program: trained from a config, resumed, with a cache, and its checkpoint segments videos."""
+
+from __future__ import annotations
+
+import json
+import logging
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from models.released import load
+from shards.build import build, silent
+from shards.plan import BuildRequest, make_plan
+from shards.sources.moving_shapes import MovingShapes, write_moving_shapes
+from tests.trainers.small_runs import assert_equal_states, plain_config
+from tools.segment import segment
+from trainers.config import Config, ConfigError, load_config, make_config
+from trainers.training import train
+
+CONFIGS = Path(__file__).resolve().parents[2] / "trainers" / "configs"
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("shards")
+    write_moving_shapes(folder / "raw", MovingShapes(num_train=2, num_val=1, num_frames=5, height=72, width=96))
+    request = BuildRequest("davis2017", (folder / "raw",), folder)
+    build(request, make_plan(request), silent)
+    return request.root
+
+
+def config(shards: Path, output: Path, *, steps: int = 3, **objective: Any) -> Config:
+    values = plain_config(shards, output)
+    values["model"] = {"name": "mtmfi", "trunk": "resnet18", "base": 8}
+    values["stages"][0] |= {
+        "steps": steps,
+        "data": [{"path": str(shards), "split": "train"}],
+        "recipe": {"name": "mtmfi", "size": [48, 64], "visibility": "area"},
+        "learning_rate": [[0.0, 1.0e-3]],
+        "optimizer": {"amsgrad": True},
+        "objective": {
+            "name": "mtmfi",
+            "num_channels": 4,
+            "num_samples": 3,
+            "hole": "smooth",
+            "init_iterations": [3],
+            "update_iterations": [2],
+            **objective,
+        },
+    }
+    values["report_every"] = values["checkpoint_every"] = 1
+    return make_config(values, source="test")
+
+
+def kept_shares(folder: Path) -> list[float]:
+    """The share of target models that came from the cache, step by step."""
+    lines = [json.loads(line) for line in (folder / "journal.jsonl").read_text().splitlines()]
+    return [line["targets_kept"] for line in lines if "targets_kept" in line]
+
+
+@pytest.mark.usefixtures("one_thread")
+def test_a_cache_beside_the_shards_changes_the_time_and_not_the_weights(
+    shards: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    train(config(shards, tmp_path / "plain"))
+    train(config(shards, tmp_path / "first", cache=True))
+    with caplog.at_level(logging.INFO):
+        train(config(shards, tmp_path / "second", cache=True))
+    assert_equal_states(tmp_path / "plain" / "checkpoint-3.pt", tmp_path / "first" / "checkpoint-3.pt")
+    assert_equal_states(tmp_path / "plain" / "checkpoint-3.pt", tmp_path / "second" / "checkpoint-3.pt")
+    assert kept_shares(tmp_path / "first")[0] == 0
+    assert kept_shares(tmp_path / "second") == [1, 1, 1]
+    assert "target models" in caplog.text
+    (folder,) = (shards / "target_models").iterdir()
+    assert {path.suffix for path in folder.iterdir()} == {".json", ".bin"}
+
+
+@pytest.mark.usefixtures("one_thread")
+def test_a_resumed_run_ends_as_one_that_was_never_stopped(shards: Path, tmp_path: Path) -> None:
+    train(config(shards, tmp_path / "whole"))
+    train(config(shards, tmp_path / "parts"))
+    for late in (2, 3):
+        (tmp_path / "parts" / f"checkpoint-{late}.pt").unlink()
+    train(config(shards, tmp_path / "parts", cache=True), resume=True)
+    assert_equal_states(tmp_path / "whole" / "checkpoint-3.pt", tmp_path / "parts" / "checkpoint-3.pt")
+
+
+@pytest.mark.usefixtures("one_thread")
+def test_a_checkpoint_segments_videos(shards: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    train(config(shards, tmp_path / "run", steps=1))
+    weights = tmp_path / "run" / "checkpoint-1.pt"
+    assert load("mtmfi", weights).refiner.variant == "bise"
+    words = ["--model", "mtmfi", "--weights", str(weights), str(shards), str(tmp_path / "out")]
+    more = ["--fast", "--target-channels", "4", "--hole", "grey", "--shorter-side", "48", "--threads", "1"]
+    assert segment([*words, *more]) == 0
+    (folder,) = (path for path in (tmp_path / "out").iterdir() if path.is_dir())
+    assert len(list(folder.glob("*.png"))) == 5
+    assert segment([*words, *more]) == 0
+    assert f"skipped, finished before: {folder.name}" in capsys.readouterr().out
+
+
+def test_arguments_of_another_method_are_refused(shards: Path, tmp_path: Path) -> None:
+    words = ["--model", "rde", "--weights", "w.pt", str(shards), str(tmp_path / "out"), "--merging", "once"]
+    with pytest.raises(SystemExit) as stopped:
+        segment(words)
+    assert stopped.value.code == 2
+
+
+@pytest.mark.parametrize("name", ["mtmfi", "mtmfi_initial", "frtm", "mtmfi_overfit"])
+def test_published_recipes_are_configs(name: str) -> None:
+    values = load_config(CONFIGS / f"{name}.yaml")
+    assert values.model.name == "mtmfi"
+    for stage in values.stages:
+        assert stage.optimizer.amsgrad
+        assert stage.objective.name == "mtmfi"
+        assert stage.weight_decay == 1e-5
+
+
+def test_learning_rates_fall_after_the_published_epochs() -> None:
+    (stage,) = load_config(CONFIGS / "frtm.yaml").stages
+    per_epoch = stage.steps / 260
+    epochs = [progress * 260 for progress, _ in stage.learning_rate.rows]
+    assert epochs == pytest.approx([0, 127, 254], abs=0.01)
+    assert [value for _, value in stage.learning_rate.rows] == [1e-3, 1e-4, 1e-5]
+    assert per_epoch == sum(entry.clips_per_pass or 0 for entry in stage.data) / stage.batch_size
+
+
+def test_a_misspelt_variant_names_the_right_ones(shards: Path, tmp_path: Path) -> None:
+    values = plain_config(shards, tmp_path)
+    values["model"] = {"name": "mtmfi", "variant": "bice"}
+    with pytest.raises(ConfigError, match="bise"):
+        make_config(values, source="test")
