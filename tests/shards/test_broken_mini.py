@@ -117,6 +117,18 @@ def test_every_case_ends_as_decided(source, skipped):
     assert others == [("no such video", "missing_sequence")]
 
 
+def test_every_list_file_is_read_as_decided(source, skipped):
+    listed = json.loads((source / "cases.json").read_text())["list_files"]
+    assert set(listed) == {"ImageSets/2017/train.txt", "ImageSets/2017/val.txt"}
+    in_train = {name for name, (_, frames, _) in CASES.items() if frames is not None}
+    names = {
+        split: {skipped.videos.original_names[int(row)] for row in skipped.select(split)} for split in ("train", "val")
+    }
+    assert names == {"train": in_train, "val": {"ok_control", "mask_void255"}}
+    remarks = {(one.reason, one.video) for one in read_findings(skipped.path) if one.path.startswith("ImageSets")}
+    assert remarks == {("no such video", "missing_sequence"), ("name twice in a list", "ok_control")}
+
+
 def test_every_finding_names_a_file_or_folder_of_its_case(source, skipped):
     files = {name: case["files"] for name, case in cases(source).items()}
     for finding in read_findings(skipped.path):
