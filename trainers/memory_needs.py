@@ -17,26 +17,30 @@ PARAMETER_BYTES = 16
 """Weight, gradient and Adam's two moments."""
 BYTES_PER_PIXEL = {"rde": 24_000, "rde_still": 9_000}
 """Objective -> what a clip keeps for the backward pass, per pixel of one frame, at width 1 in float32."""
+CHECKPOINTED_SHARE = 0.65
+"""Of that, with activation checkpointing: the recomputed key encoder is the peak then."""
 MEMORY_INFO = Path("/proc/meminfo")
 GROUP_LIMIT, GROUP_USE = Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory.current")
 
 
 class StepNeeds(NamedTuple):
-    """A stage's name, its objective's name, (height, width) of its frames, and clips per process."""
+    """A stage's name, its objective's name, (height, width) of its frames, and clips per process and pass."""
 
     stage: str
     objective: str
     size: tuple[int, int]
     num_clips: int
+    checkpointing: bool = False
 
 
 def step_bytes(needs: StepNeeds, *, width: float, num_parameters: int) -> int | None:
-    """Memory that one process takes for weights and a step; None for an objective without figures."""
+    """Memory in bytes that one process takes for weights and a step; None for an objective without figures."""
     per_pixel = BYTES_PER_PIXEL.get(needs.objective)
     if per_pixel is None:
         return None
     height, across = needs.size
-    return round(num_parameters * PARAMETER_BYTES + needs.num_clips * height * across * width * per_pixel)
+    share = CHECKPOINTED_SHARE if needs.checkpointing else 1.0
+    return round(num_parameters * PARAMETER_BYTES + needs.num_clips * height * across * width * per_pixel * share)
 
 
 def warn_of_memory(
@@ -49,8 +53,9 @@ def warn_of_memory(
         if free is None or wanted is None or processes * wanted <= free:
             continue
         text = (
-            "stage %s: %d clips of %dx%d at width %g need about %.0f GB of memory here and %.0f GB are free: the "
-            "system may end this run in silence; give a smaller batch_size, recipe.size or model.width, or use a GPU"
+            "stage %s: %d clips of %dx%d at width %g need about %.3g GB of memory here and %.3g GB are free: the "
+            "system may end this run in silence; give a larger accumulate, a smaller batch_size, recipe.size or "
+            "model.width, activation_checkpointing=true, or use a GPU"
         )
         height, across = needs.size
         clips = processes * needs.num_clips

@@ -17,6 +17,8 @@ from shards.storage import write_bytes
 from trainers.config import Config, Stage, as_plain
 from trainers.distributed import rank_name
 from trainers.journal import read_journal
+from trainers.memory_needs import StepNeeds, warn_of_memory
+from trainers.methods.rde import RdeNetwork
 from trainers.provenance import package_folders
 from trainers.stages import Place, executor_name, precision_on
 
@@ -46,6 +48,7 @@ def describe_start(
     versions: Mapping[str, str],
 ) -> dict[str, Any]:
     """Log what a run is, write its config.yaml and environment.yaml; returns all of it as a record of the journal."""
+    num_parameters = sum(parameter.numel() for parameter in model.parameters())
     stages = [_describe_stage(*pair, place) for pair in zip(config.stages, sources, strict=True)]
     record = {
         "kind": "start",
@@ -61,7 +64,7 @@ def describe_start(
         "executor": executor_name(config, place.device),
         "compute_threads": place.threads.compute,
         "loading_threads": place.threads.loading,
-        "parameters": sum(parameter.numel() for parameter in model.parameters()),
+        "parameters": num_parameters,
         "stages": stages,
         "config": as_plain(config),
     }
@@ -71,6 +74,7 @@ def describe_start(
     )
     _say(config, record)
     _warn_of_precision(config, place)
+    _warn_of_memory(config, place, num_parameters)
     if step:
         _warn_of_executor(config, executor_name(config, place.device))
     return record
@@ -120,6 +124,23 @@ def _warn_of_precision(config: Config, place: Place) -> None:
         used = precision_on(place.device, stage.precision)
         if used != stage.precision:
             logger.warning("stage %s: no %s on %s, training in %s", stage.name, stage.precision, place.device, used)
+
+
+def _warn_of_memory(config: Config, place: Place, num_parameters: int) -> None:
+    if place.device.type != "cpu" or not isinstance(config.model, RdeNetwork):
+        return
+    needs = [
+        StepNeeds(
+            stage.name,
+            stage.objective.name,
+            stage.clip_recipe().size,
+            stage.batch_size // place.ranks.world_size // stage.accumulate,
+            config.activation_checkpointing,
+        )
+        for stage in config.stages
+    ]
+    processes = place.ranks.local_world_size
+    warn_of_memory(needs, width=config.model.width, num_parameters=num_parameters, processes=processes)
 
 
 def _warn_of_executor(config: Config, executor: str) -> None:
