@@ -88,6 +88,11 @@ class StmSegmenter:
         """Frames in memory, without the last one shown."""
         return 0 if self._video is None else len(self._video.kept)
 
+    @property
+    def reference(self) -> Reference | None:
+        """What corrections lead back to; None without corrections."""
+        return None if self._video is None else self._video.reference
+
     def start(self, image: Tensor, masks: Tensor) -> None:
         """See Segmenter."""
         given = torch.cat([1 - masks.amax(1, keepdim=True), masks], 1).float()
@@ -116,13 +121,12 @@ class StmSegmenter:
         image, older, probabilities, _ = video.latest
         outside = 1 - masks.float().amax(1, keepdim=True)
         merged = torch.cat([probabilities * outside, masks.float()], 1)
-        remembered = torch.cat([older * outside[0], masks[0].float()])
+        remembered, background = torch.cat([older * outside[0], masks[0].float()]), merged[0, :1]
         if self._options.late_objects == "replace":
-            remembered[: len(older)] = 0
+            remembered[: len(older)], background = 0, outside[0]
         with self._autocast(image):
             video.kept = [self._with_empty(frame, masks[0]) for frame in video.kept]
-        shown = torch.cat([1 - remembered.amax(0, keepdim=True), remembered])[None]
-        video.reference = self._reference(image, shown)
+        video.reference = self._reference(image, torch.cat([background, remembered])[None])
         video.latest = _Shown(image, remembered, merged, given=self._options.late_objects == "merge")
         return merged
 
