@@ -128,7 +128,8 @@ def _facts_of_mix(source: ClipSource) -> dict[str, Any]:
     mix, total = source.mix, sum(source.mix.weights)
     parts = zip(mix.entries, mix.selections, mix.weights, strict=True)
     rows = (
-        MixPart(entry.dataset.name, entry.split, len(chosen.videos), weight / total) for entry, chosen, weight in parts
+        MixPart(entry.dataset.name, entry.split, len(set(chosen.videos.tolist())), weight / total)
+        for entry, chosen, weight in parts
     )
     return {"mix": tuple(rows), "clips_per_pass": total}
 

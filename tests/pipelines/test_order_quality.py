@@ -62,9 +62,7 @@ def test_the_order_of_a_source_is_what_its_plans_show_and_no_worse_than_uniform(
     for place in (0, 1, 7, 359):
         plan = source.plan(40 + place)
         assert order[place] == (0, 12)[plan.dataset] + plan.video
-    ours, uniform = (
-        describe_order(videos, 4, starts=first_videos(source)) for videos in (order, shuffled(order))
-    )
+    ours, uniform = (describe_order(videos, 4, starts=first_videos(source)) for videos in (order, shuffled(order)))
     assert ours.distinct_per_batch > uniform.distinct_per_batch - 0.1
     assert max(map(abs, ours.autocorrelation.values())) < 0.2
 
