@@ -24,6 +24,8 @@ from shards.storage import Location, cache_folder
 
 # Holds what a killed build needs to go on; gone when the set is complete.
 WORK_FOLDER = "building"
+# Kinds that take every folder of the source for a video or a set of images.
+_EVERY_FOLDER_COUNTS = ("folder", "static")
 _UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
 
 
@@ -157,6 +159,10 @@ def _check(request: BuildRequest) -> None:
         raise ValueError(f"name {request.data_set!r} may hold letters, digits, - and _ only, at most 64")
     if request.jobs < 1 or request.shard_size < 1:
         raise ValueError(f"jobs and shard size must be at least 1, not {request.jobs} and {request.shard_size}")
+    for source in request.sources if request.kind in _EVERY_FOLDER_COUNTS else ():
+        if isinstance(source, Path) and isinstance(request.root, Path):
+            if request.root.resolve().is_relative_to(source.resolve()):
+                raise ValueError(f"{request.root} would lie among the images of {source}; give an OUT beside them")
 
 
 def _require_distinct(root: Location, sizes: dict[str, VideoSize]) -> None:

@@ -107,3 +107,9 @@ def test_a_folder_without_videos_is_refused(folders, tmp_path):
 def test_an_option_that_a_kind_does_not_know_is_refused(tmp_path, kind, options, flag):
     with pytest.raises(ValueError, match=flag):
         SOURCES[kind](SourceRequest((tmp_path,), None, "480p", options))
+
+
+def test_a_set_is_not_put_among_the_videos_it_is_made_of(folders):
+    with pytest.raises(ValueError, match=r"would lie among the images of .*give an OUT beside them"):
+        built(folders[:1], folders[0] / "sets")
+    assert not (folders[0] / "sets").exists()
