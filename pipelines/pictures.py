@@ -69,7 +69,7 @@ def sheet(
 
 def clip_headings(num_frames: int) -> list[str]:
     """What `clip_rows` shows in each column."""
-    return ["frame 0, the mask it starts from", *(f"frame {frame}, true mask" for frame in range(num_frames))]
+    return ["mask it is given", *(f"frame {frame}, truth" for frame in range(num_frames))]
 
 
 def clip_rows(batch: Batch, describe: Callable[[ClipPlan], str]) -> tuple[list[list[NDArray[np.uint8]]], list[str]]:
