@@ -160,9 +160,14 @@ def _check(request: BuildRequest) -> None:
     if request.jobs < 1 or request.shard_size < 1:
         raise ValueError(f"jobs and shard size must be at least 1, not {request.jobs} and {request.shard_size}")
     for source in request.sources if request.kind in _EVERY_FOLDER_COUNTS else ():
-        if isinstance(source, Path) and isinstance(request.root, Path):
-            if request.root.resolve().is_relative_to(source.resolve()):
-                raise ValueError(f"{request.root} would lie among the images of {source}; give an OUT beside them")
+        if _lies_in(request.root, source):
+            raise ValueError(f"{request.root} would lie among the images of {source}; give an OUT beside them")
+
+
+def _lies_in(root: Location, folder: Location) -> bool:
+    if not isinstance(root, Path) or not isinstance(folder, Path):
+        return False
+    return root.resolve().is_relative_to(folder.resolve())
 
 
 def _require_distinct(root: Location, sizes: dict[str, VideoSize]) -> None:
