@@ -137,6 +137,7 @@ def _encoded_anew(data: bytes, reason: str, found: str) -> SourceImage:
     try:
         with Image.open(io.BytesIO(data)) as image:
             _require_pixels((image.height, image.width))
+            _require_eight_bits(image.mode)
             pixels = np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
     except (OSError, SyntaxError, ValueError) as error:
         raise RefusedError(
@@ -200,6 +201,17 @@ def _require_pixels(shape: tuple[int, int]) -> None:
             expected=f"at most {MAX_PIXELS} pixels and {MAX_SIDE} a side",
             found=f"{shape[1]}x{shape[0]}",
             remedy=_MEND_FILE,
+        )
+
+
+def _require_eight_bits(mode: str) -> None:
+    """Of one channel with more bits Pillow would cut off everything above 255."""
+    if mode.startswith(("I", "F")):
+        raise RefusedError(
+            "deep image",
+            expected="8 bits a channel",
+            found=f"one channel of more (Pillow's mode {mode})",
+            remedy="scale its levels to 8 bits; what they mean nobody here can know",
         )
 
 

@@ -64,6 +64,14 @@ def test_what_is_no_image_is_refused(data, reason):
     assert caught.value.finding.reason == reason
 
 
+def test_an_image_of_16_bits_is_refused_for_its_levels_would_be_cut_off():
+    deep = Image.fromarray(np.arange(40 * 56, dtype=np.uint16).reshape(40, 56) * 20)
+    for form in ("png", "tiff"):
+        with pytest.raises(RefusedError) as caught:
+            read_image(saved(deep, form))
+        assert caught.value.finding.reason == "deep image"
+
+
 def test_a_tiny_image_is_refused():
     with pytest.raises(RefusedError, match="tiny image"):
         read_image(jpeg(1, 1, 1))
