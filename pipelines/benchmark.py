@@ -18,9 +18,8 @@ import numpy as np
 
 from pipelines.assembly import assemble
 from pipelines.executors import make_executor
-from pipelines.executors.cpu import Scratch, apply_colour, one_opencv_thread, warp_image, warp_labels
+from pipelines.executors.cpu import ClipWarps, Scratch, apply_colour, one_opencv_thread, warp_image, warp_labels
 from pipelines.executors.encoded import decode_jpeg_padded, decode_labels, fill_colour, jpeg_size
-from pipelines.executors.geometry import pixel_centred, snap
 from pipelines.types import EncodedClip, Executor
 
 BATCH = 4
@@ -129,8 +128,9 @@ class _Stages:
             size: decode_jpeg_padded(*place, np.empty(size[0] * size[1] * 4, np.uint8))
             for size, place in zip(self._sizes, self._places, strict=True)
         }
-        self._snapped = [snap(clip.plan.matrices[index][None], size) for clip, index in self._places]
-        self._matrices = [pixel_centred(snapped.matrices)[0] for snapped in self._snapped]
+        warps = [ClipWarps.of(clip) for clip in clips]
+        self._image_warps = [matrix for each in warps for matrix in each.images]
+        self._label_warps = [matrix for each in warps for matrix in each.labels[0]]
         executor = make_executor("cpu")
         batches = [list(clips[first : first + BATCH]) for first in range(0, len(clips), BATCH)]
         self._pixels = [(executor(batch), [clip.plan for clip in batch]) for batch in batches]
@@ -142,7 +142,7 @@ class _Stages:
 
     def warp(self) -> None:
         with one_opencv_thread():
-            for (clip, _), size, matrix in zip(self._places, self._sizes, self._matrices, strict=True):
+            for (clip, _), size, matrix in zip(self._places, self._sizes, self._image_warps, strict=True):
                 scratch = self._scratch.warped(clip.plan.size)
                 warp_image(self._source[size], matrix, fill_colour(clip.plan), scratch, self._image)
 
@@ -153,8 +153,8 @@ class _Stages:
 
     def decode_and_warp_masks(self) -> None:
         with one_opencv_thread():
-            for place, snapped in zip(self._places, self._snapped, strict=True):
-                warp_labels(decode_labels(*place), snapped, self._labels)
+            for place, matrix in zip(self._places, self._label_warps, strict=True):
+                warp_labels(decode_labels(*place), matrix, self._labels)
 
     def assemble(self) -> None:
         for pixels, plans in self._pixels:

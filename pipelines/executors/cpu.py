@@ -10,7 +10,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import cv2
 import numpy as np
@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from pipelines.executors.encoded import decode_jpeg_padded, decode_labels, fill_colour, has_soft_masks, jpeg_size
 from pipelines.executors.frames import FrameExecutor
-from pipelines.executors.geometry import NEIGHBOURS, SnappedMatrices, floor_matrix, pixel_centred, shifted, snap
+from pipelines.executors.geometry import NEIGHBOURS, SnappedMatrices, floor_matrices, pixel_centred, shifted, snap
 from pipelines.types import VOID, ClipPixels, EncodedClip
 
 NO_COLOUR = np.eye(3, 4, dtype=np.float32)
@@ -34,39 +34,58 @@ class CpuExecutor:
     def __init__(self, *, threads: int = 1, run: RunStep | None = None) -> None:
         self._scratch = Scratch()
         self._run = run or run_step
-        self._frames = FrameExecutor(self._render, threads)
+        self._frames = FrameExecutor(threads)
 
     def __call__(self, clips: list[EncodedClip]) -> ClipPixels:
         """See Executor."""
+        warps = {id(clip): ClipWarps.of(clip) for clip in clips}
         with one_opencv_thread():
-            return self._frames(clips)
+            return self._frames(clips, lambda clip, *rest: self._render(warps[id(clip)], clip, *rest))
 
     def close(self) -> None:
         """See Executor."""
         self._frames.close()
 
     def _render(
-        self, clip: EncodedClip, index: int, image_out: NDArray[np.uint8], labels_out: NDArray[np.uint8]
+        self,
+        warps: ClipWarps,
+        clip: EncodedClip,
+        index: int,
+        image_out: NDArray[np.uint8],
+        labels_out: NDArray[np.uint8],
     ) -> None:
-        plan = clip.plan
-        snapped = snap(plan.matrices[index][None], plan.size)
+        plan, run = clip.plan, self._run
         height, width = jpeg_size(clip, index)
-        image = self._run("image decode", decode_jpeg_padded, clip, index, self._scratch.decoded(height * width * 4))
-        scratch = self._scratch.warped(plan.size)
-        if plan.nearest_images:
-            self._run("warp", warp_nearest, image, snapped, fill_colour(plan), scratch, image_out)
-        else:
-            matrix = pixel_centred(snapped.matrices)[0]
-            self._run("warp", warp_image, image, matrix, fill_colour(plan), scratch, image_out)
-        self._run("colour", apply_colour, image_out, plan.colours[index])
-        labels = self._run("mask decode", decode_labels, clip, index)
+        image = run("image decode", decode_jpeg_padded, clip, index, self._scratch.decoded(height * width * 4))
+        scratch, warp = self._scratch.warped(plan.size), warp_nearest if plan.nearest_images else warp_image
+        run("warp", warp, image, warps.images[index], fill_colour(plan), scratch, image_out)
+        run("colour", apply_colour, image_out, plan.colours[index])
+        labels = run("mask decode", decode_labels, clip, index)
         if has_soft_masks(clip):
-            self._run("warp", warp_soft_mask, labels, pixel_centred(snapped.matrices)[0], labels_out)
-            return
+            run("warp", warp_soft_mask, labels, warps.images[index], labels_out)
+        elif plan.labels.unanimous:
+            run("warp", warp_unanimous, labels, warps.labels[:, index], labels_out)
+        else:
+            run("warp", warp_labels, labels, warps.labels[0, index], labels_out)
+
+
+class ClipWarps(NamedTuple):
+    """What OpenCV warps a clip's frames by. images (T, 2, 3); labels (1 or 4, T, 2, 3), one for each place to ask."""
+
+    images: NDArray[np.float64]
+    labels: NDArray[np.float64]
+
+    @classmethod
+    def of(cls, clip: EncodedClip) -> ClipWarps:
+        """The plan's matrices, snapped. For all frames at once: array operations cost for one as much as for all."""
+        plan = clip.plan
+        snapped = snap(plan.matrices, plan.size)
+        images = floor_matrices(snapped) if plan.nearest_images else pixel_centred(snapped.matrices)
         if plan.label_matrices is not None:
-            snapped = snap(plan.label_matrices[index][None], plan.size)
-        warp = warp_unanimous if plan.labels.unanimous else warp_labels
-        self._run("warp", warp, labels, snapped, labels_out)
+            snapped = snap(plan.label_matrices, plan.size)
+        shifts = NEIGHBOURS if plan.labels.unanimous else ((0.0, 0.0),)
+        moved = [SnappedMatrices(shifted(snapped.matrices, shift), snapped.half_steps) for shift in shifts]
+        return cls(images, np.stack([floor_matrices(each) for each in moved]))
 
 
 class Scratch(threading.local):
@@ -96,16 +115,35 @@ def warp_image(
     scratch: NDArray[np.uint8],
     out: NDArray[np.uint8],
 ) -> None:
-    """Linear warp of an (h, w, 4) image by a snapped, pixel-centred matrix (2, 3); its first 3 channels go to `out`.
+    """Linear warp of an (h, w, 4) image by a matrix (2, 3) of ClipWarps; its first 3 channels go to `out`.
 
     scratch (H, W, 4), out (H, W, 3). OpenCV 5 warps four channels in half the time of three, to the same pixels.
     """
-    flags = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
-    size = out.shape[1], out.shape[0]
-    cv2.warpAffine(
-        image, matrix, size, dst=scratch, flags=flags, borderMode=cv2.BORDER_CONSTANT, borderValue=(*fill, 0)
-    )
+    _warp_padded(image, matrix, fill, scratch, cv2.INTER_LINEAR)
     cv2.cvtColor(scratch, cv2.COLOR_RGBA2RGB, dst=out)
+
+
+def warp_nearest(
+    image: NDArray[np.uint8],
+    matrix: NDArray[np.float64],
+    fill: tuple[int, int, int],
+    scratch: NDArray[np.uint8],
+    out: NDArray[np.uint8],
+) -> None:
+    """`warp_image` that takes the pixel under the sampling point, the one `warp_labels` takes."""
+    _warp_padded(image, matrix, fill, scratch, cv2.INTER_NEAREST)
+    cv2.cvtColor(scratch, cv2.COLOR_RGBA2RGB, dst=out)
+
+
+def _warp_padded(
+    image: NDArray[np.uint8],
+    matrix: NDArray[np.float64],
+    fill: tuple[int, int, int],
+    out: NDArray[np.uint8],
+    interpolation: int,
+) -> None:
+    flags, size = interpolation | cv2.WARP_INVERSE_MAP, (out.shape[1], out.shape[0])
+    cv2.warpAffine(image, matrix, size, dst=out, flags=flags, borderMode=cv2.BORDER_CONSTANT, borderValue=(*fill, 0))
 
 
 def apply_colour(image: NDArray[np.uint8], colour: NDArray[np.float32]) -> None:
@@ -114,46 +152,31 @@ def apply_colour(image: NDArray[np.uint8], colour: NDArray[np.float32]) -> None:
         cv2.transform(image, colour, dst=image)
 
 
-def warp_nearest(
-    image: NDArray[np.uint8],
-    snapped: SnappedMatrices,
-    fill: tuple[int, int, int],
-    scratch: NDArray[np.uint8],
-    out: NDArray[np.uint8],
-) -> None:
-    """`warp_image` that takes the pixel under the sampling point, the one `warp_labels` takes."""
-    matrix, flags, border = floor_matrix(snapped), cv2.INTER_NEAREST | cv2.WARP_INVERSE_MAP, cv2.BORDER_CONSTANT
-    size = out.shape[1], out.shape[0]
-    cv2.warpAffine(image, matrix, size, dst=scratch, flags=flags, borderMode=border, borderValue=(*fill, 0))
-    cv2.cvtColor(scratch, cv2.COLOR_RGBA2RGB, dst=out)
+def warp_labels(labels: NDArray[np.uint8] | None, matrix: NDArray[np.float64], out: NDArray[np.uint8]) -> None:
+    """Nearest warp of a label map (h, w) by a matrix (2, 3) of ClipWarps.labels into `out` (H, W); zeros for None.
 
-
-def warp_labels(labels: NDArray[np.uint8] | None, snapped: SnappedMatrices, out: NDArray[np.uint8]) -> None:
-    """Nearest warp of a label map (h, w) by the first of some snapped matrices into `out` (H, W); zeros for None.
-
-    Exact: out[row, column] = labels at floor(matrix @ (column + 0.5, row + 0.5, 1)), 0 outside. OpenCV 5 rounds
-    coordinates computed in float32; half a grid step keeps them from meeting ties.
+    Exact: out[row, column] = labels at floor(plan's matrix @ (column + 0.5, row + 0.5, 1)), 0 outside. OpenCV 5 rounds
+    coordinates computed in float32; half a grid step in the matrix keeps them from meeting ties.
     """
     if labels is None:
         out[:] = 0
         return
     flags, size = cv2.INTER_NEAREST | cv2.WARP_INVERSE_MAP, (out.shape[1], out.shape[0])
-    matrix = floor_matrix(snapped)
     cv2.warpAffine(labels, matrix, size, dst=out, flags=flags, borderMode=cv2.BORDER_CONSTANT, borderValue=0)
 
 
-def warp_unanimous(labels: NDArray[np.uint8] | None, snapped: SnappedMatrices, out: NDArray[np.uint8]) -> None:
-    """`warp_labels` that gives void where the four source pixels that linear sampling would blend do not agree."""
+def warp_unanimous(labels: NDArray[np.uint8] | None, matrices: NDArray[np.float64], out: NDArray[np.uint8]) -> None:
+    """`warp_labels` by four matrices (4, 2, 3), void where the labels they find do not agree."""
+    first, *others = matrices
+    warp_labels(labels, first, out)
     other = np.empty_like(out)
-    for number, shift in enumerate(NEIGHBOURS):
-        moved = SnappedMatrices(shifted(snapped.matrices, shift), snapped.half_steps)
-        warp_labels(labels, moved, other if number else out)
-        if number:
-            out[out != other] = VOID
+    for matrix in others:
+        warp_labels(labels, matrix, other)
+        out[out != other] = VOID
 
 
 def warp_soft_mask(levels: NDArray[np.uint8] | None, matrix: NDArray[np.float64], out: NDArray[np.uint8]) -> None:
-    """Linear warp of a soft mask (h, w) by a snapped, pixel-centred matrix into `out` (H, W); zeros for None."""
+    """Linear warp of a soft mask (h, w) by a matrix of ClipWarps.images into `out` (H, W); zeros for None."""
     if levels is None:
         out[:] = 0
         return

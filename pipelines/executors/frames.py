@@ -17,31 +17,31 @@ RenderFrame = Callable[[EncodedClip, int, NDArray[np.uint8], NDArray[np.uint8]],
 
 
 class FrameExecutor:
-    """An Executor that renders frame by frame; `threads` frames at a time.
+    """Renders clips frame by frame; `threads` frames at a time.
 
     Frames share nothing, so the pixels do not depend on the number of threads.
     """
 
-    def __init__(self, render: RenderFrame, threads: int) -> None:
+    def __init__(self, threads: int) -> None:
         if threads < 1:
             raise ValueError(f"threads must be at least 1, got {threads}")
-        self._render = render
         self._pool = ThreadPoolExecutor(threads, "executor") if threads > 1 else None
 
-    def __call__(self, clips: list[EncodedClip]) -> ClipPixels:
+    def __call__(self, clips: list[EncodedClip], render: RenderFrame) -> ClipPixels:
         """See Executor."""
         (num_clips, num_frames, (height, width)), soft = clips_shape(clips), all_soft(clips)
-        images = torch.empty((num_clips, num_frames, height, width, 3), dtype=torch.uint8)
-        labels = torch.empty((num_clips, num_frames, height, width), dtype=torch.uint8)
-        pixels, ids = images.numpy(), labels.numpy()
+        # One allocation by NumPy, which asks for huge pages where torch does not.
+        both = np.empty(num_clips * num_frames * height * width * 4, np.uint8)
+        pixels = both[: both.size // 4 * 3].reshape(num_clips, num_frames, height, width, 3)
+        ids = both[both.size // 4 * 3 :].reshape(num_clips, num_frames, height, width)
 
         def render_at(place: tuple[int, int]) -> None:
-            self._render(clips[place[0]], place[1], pixels[place], ids[place])
+            render(clips[place[0]], place[1], pixels[place], ids[place])
 
         places = [(clip, frame) for clip in range(num_clips) for frame in range(num_frames)]
         for _ in map(render_at, places) if self._pool is None else self._pool.map(render_at, places):
             pass
-        return ClipPixels(images, labels, annotated_frames(clips), soft)
+        return ClipPixels(torch.from_numpy(pixels), torch.from_numpy(ids), annotated_frames(clips), soft)
 
     def close(self) -> None:
         """Release the threads. A closed executor with threads cannot be called again."""

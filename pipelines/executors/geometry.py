@@ -77,16 +77,17 @@ def pixel_centred(matrices: NDArray[np.float32]) -> NDArray[np.float64]:
     return shifted
 
 
-def floor_matrix(snapped: SnappedMatrices) -> NDArray[np.float64]:
-    """(2, 3): the first of the matrices as OpenCV takes them, such that its rounding is the floor that is meant."""
-    matrix = pixel_centred(snapped.matrices)[0]
-    return np.column_stack([matrix[:, :2], matrix[:, 2] + snapped.half_steps[0]])
+def floor_matrices(snapped: SnappedMatrices) -> NDArray[np.float64]:
+    """(N, 2, 3): the matrices as OpenCV takes them, such that its rounding is the floor that is meant."""
+    matrices = pixel_centred(snapped.matrices)
+    matrices[..., 2] += snapped.half_steps
+    return matrices
 
 
 def nearest_affine(pixels: NDArray[np.uint8], matrix: NDArray[np.float64], size: tuple[int, int]) -> NDArray[np.uint8]:
     """An image or label map (h, w[, 3]) of `size` (height, width) by an output -> input matrix (3, 3); 0 outside."""
     flags = cv2.INTER_NEAREST | cv2.WARP_INVERSE_MAP
-    taken = floor_matrix(snap(matrix[None, :2].astype(np.float32), size))
+    taken = floor_matrices(snap(matrix[None, :2].astype(np.float32), size))[0]
     warped = cv2.warpAffine(
         pixels, taken, (size[1], size[0]), flags=flags, borderMode=cv2.BORDER_CONSTANT, borderValue=0
     )

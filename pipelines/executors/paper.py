@@ -29,11 +29,11 @@ class PaperExecutor:
     """Executor over Pillow, OpenCV and imgaug; results are CPU tensors. Needs plans with `steps`."""
 
     def __init__(self, *, threads: int = 1) -> None:
-        self._frames = FrameExecutor(_render, threads)
+        self._frames = FrameExecutor(threads)
 
     def __call__(self, clips: list[EncodedClip]) -> ClipPixels:
         """See Executor. Raises ValueError for plans of a recipe that has no published steps."""
-        pixels = self._frames(clips)
+        pixels = self._frames(clips, _render)
         bent = any(isinstance(clip.plan.steps, StillSteps) for clip in clips)
         return ClipPixels(pixels.images, pixels.labels, pixels.annotated, pixels.soft, bent)
 
