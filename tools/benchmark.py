@@ -39,6 +39,7 @@ from shards.sparse_set import SparseSet, write_sparse_set
 from shards.storage import write_bytes
 from tools.cli import Parser, run
 from tools.reading_table import reading_table
+from tools.stm_step import add_stm_step, measure_stm_step
 from tools.targets_table import add_targets, measure_targets
 from trainers.distributed import Ranks, choose_device
 from trainers.provenance import read_versions
@@ -105,9 +106,11 @@ def _parse(arguments: list[str]) -> Namespace:
     )
     targets = commands.add_parser("targets", help="MTMFI's target models beside the published loop")
     add_targets(targets)
-    for command, rounds in ((clips, 5), (shards, 3), (masks, 5), (steps, 5)):
+    stm_steps = commands.add_parser("stm-step", help="STM-Cycle's training step beside the clip-by-clip loop")
+    add_stm_step(stm_steps)
+    for command, rounds in ((clips, 5), (shards, 3), (masks, 5), (steps, 5), (stm_steps, 5)):
         command.add_argument("--rounds", type=int, default=rounds, help="turns that count (default: %(default)s)")
-    for command in (clips, scoring, shards, masks, reading, steps, targets):
+    for command in (clips, scoring, shards, masks, reading, steps, targets, stm_steps):
         command.add_argument("--json", type=Path, metavar="FILE", help="write the numbers there, too")
         command.add_argument("--scratch", type=Path, help="folder for temporary files (default: the system's)")
     options = parser.parse_args(arguments)
@@ -291,6 +294,7 @@ BENCHMARKS: dict[str, Callable[[Namespace, Path], tuple[dict[str, object], str]]
     "reading": _measure_reading,
     "step": _measure_step,
     "targets": measure_targets,
+    "stm-step": measure_stm_step,
 }
 
 
