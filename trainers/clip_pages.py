@@ -113,7 +113,7 @@ def plan_numbers(plan: ClipPlan) -> dict[str, str]:
         "output size": f"{plan.size[0]} x {plan.size[1]}",
         "mirrored": "yes" if np.linalg.det(plan.matrices[0, :, :2].astype(np.float64)) < 0 else "no",
         "source pixels per output pixel, each frame": _listed(np.sqrt(determinants)),
-        "centre of each frame in the source (x, y)": "  ".join(f"{x:.0f}, {y:.0f}" for x, y in looks_at),
+        "centre of each frame in the source (x, y)": "; ".join(f"{x:.0f}, {y:.0f}" for x, y in looks_at),
         "turned, degrees, each frame": _listed(_angles(plan.matrices), 1),
         "colour gain (r, g, b)": _listed(plan.colours[0, :, :3].sum(axis=1)),
         "colour offset (r, g, b)": _listed(plan.colours[0, :, 3], 1),
@@ -133,7 +133,7 @@ def _angles(matrices: NDArray[np.float32]) -> NDArray[np.float64]:
 
 
 def _listed(numbers: Sequence[float] | NDArray[Any], digits: int = 2) -> str:
-    return "  ".join(f"{number:.{digits}f}" for number in numbers)
+    return ", ".join(f"{number:.{digits}f}" for number in numbers)
 
 
 def _curriculum(config: Config, stage: int, step: int) -> dict[str, str]:

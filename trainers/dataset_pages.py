@@ -158,7 +158,7 @@ def _plot_counts(axes: Axes, numbers: NDArray[np.int64]) -> None:
     else:
         axes.bar(list(counts), list(counts.values()), color="#2f6fde")
         axes.set_xlim(min(counts, default=0) - 1, max(counts, default=0) + 1)
-    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.locator_params(axis="x", integer=True)
 
 
 def plot_timeline(timeline: VideoTimeline) -> Figure:
