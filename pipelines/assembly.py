@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import partial
 
+import cv2
 import numpy as np
 import torch
 
@@ -59,8 +60,7 @@ def assemble(
         raise ValueError(f"{len(plans)} plans for the pixels of {len(pixels.images)} clips")
     device = torch.device(device)
     images, labels, annotated = (move(t, device) for t in (pixels.images, pixels.labels, pixels.annotated))
-    annotated_labels = torch.where(annotated[:, :, None, None], labels, 0)
-    given = ClipPixels(images, annotated_labels, annotated, pixels.soft)
+    given = ClipPixels(images, _where_annotated(labels, annotated, 0), annotated, pixels.soft)
     bent = _blank(given if pixels.bent else bend(given, plans), plans)
     if bent.soft:
         masks = (bent.labels >= SOFT_THRESHOLD).to(torch.uint8)
@@ -73,7 +73,7 @@ def assemble(
     batch = Batch(
         step=step,
         images=normalise(bent.images, normalisation),
-        masks=torch.where(annotated[:, :, None, None], masks, VOID),
+        masks=_where_annotated(masks, annotated, VOID),
         num_objects=num_objects,
         first_masks=_damaged(first, plans, soft=bent.soft),
         annotated=annotated,
@@ -81,8 +81,7 @@ def assemble(
         clean_masks=clean,
         normalisation=normalisation,
     )
-    shown = (masks[:, 0] > 0) & (masks[:, 0] < VOID)
-    return batch, (~shown.flatten(1).any(dim=1)).sum()
+    return batch, (~_shows_object(masks, num_objects, plans)).sum()
 
 
 def choose_objects(
@@ -120,11 +119,41 @@ def slot_masks(labels: torch.Tensor, slot_ids: torch.Tensor) -> torch.Tensor:
 
     slot_ids (B, K) uint8 from choose_objects.
     """
+    return (slots_by_table if labels.device.type == "cpu" else slots_by_comparing)(labels, slot_ids)
+
+
+def slots_by_comparing(labels: torch.Tensor, slot_ids: torch.Tensor) -> torch.Tensor:
+    """`slot_masks` with one comparison for each slot."""
     masks = (labels == VOID) * torch.tensor(VOID, dtype=torch.uint8)
     for slot in range(slot_ids.shape[1]):
         object_id = slot_ids[:, slot, None, None, None]
         masks += (labels == object_id) * ((object_id > 0) * torch.tensor(slot + 1, dtype=torch.uint8))
     return masks
+
+
+def slots_by_table(labels: torch.Tensor, slot_ids: torch.Tensor) -> torch.Tensor:
+    """`slot_masks` on the CPU, where looking labels up costs an eighth of comparing them."""
+    masks = torch.empty_like(labels)
+    tables = np.zeros((len(labels), NUM_LABELS), np.uint8)
+    np.put_along_axis(tables, slot_ids.numpy()[:, ::-1], np.arange(slot_ids.shape[1], 0, -1)[None].astype(np.uint8), 1)
+    tables[:, 0], tables[:, VOID] = 0, VOID
+    for table, label_maps, out in zip(tables, labels.numpy(), masks.numpy(), strict=True):
+        cv2.LUT(label_maps.reshape(-1, labels.shape[-1]), table, dst=out.reshape(-1, labels.shape[-1]))
+    return masks
+
+
+def _where_annotated(labels: torch.Tensor, annotated: torch.Tensor, otherwise: int) -> torch.Tensor:
+    """labels (B, T, H, W) where the frame is annotated (B, T), else this level; on the CPU no copy if all are."""
+    if annotated.device.type == "cpu" and bool(annotated.all()):
+        return labels
+    return torch.where(annotated[:, :, None, None], labels, otherwise)
+
+
+def _shows_object(masks: torch.Tensor, num_objects: torch.Tensor, plans: Sequence[ClipPlan]) -> torch.Tensor:
+    """(B,) bool: whether frame 0 shows a slot. Slots that were chosen because they are seen need no second look."""
+    if not any(plan.labels.listed for plan in plans):
+        return num_objects > 0
+    return ((masks[:, 0] > 0) & (masks[:, 0] < VOID)).flatten(1).any(dim=1)
 
 
 def normalise(images: torch.Tensor, normalisation: Normalisation = IMAGENET) -> torch.Tensor:
@@ -171,9 +200,8 @@ def _blank(pixels: ClipPixels, plans: Sequence[ClipPlan]) -> ClipPixels:
 
 def _damaged(first: torch.Tensor, plans: Sequence[ClipPlan], *, soft: bool) -> torch.Tensor:
     """(B, K, H, W) float32 in 0..1: masks of first (B, K, H, W), bool or soft levels, damaged as the plans say."""
-    scale = FULL if soft else 1
     if all(plan.damage_iou is None for plan in plans):
-        return first.float() / scale
+        return first.float() / (FULL if soft else 1)
     each = [(plan, slot) for plan in plans for slot in range(first.shape[1])]
     damaged = damage_masks(
         first.flatten(0, 1),
@@ -182,7 +210,8 @@ def _damaged(first: torch.Tensor, plans: Sequence[ClipPlan], *, soft: bool) -> t
         slots=[slot for _, slot in each],
         soft=soft,
     )
-    return damaged.view(first.shape).float() / scale
+    damaged = damaged.view(first.shape).float()
+    return damaged / FULL if soft else damaged
 
 
 def _listed_ids(plans: Sequence[ClipPlan]) -> torch.Tensor:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from pipelines.assembly import assemble
+from pipelines.assembly import assemble, slots_by_comparing, slots_by_table
 from pipelines.damage import damage_mask
 from pipelines.types import VOID, AreaRule, Batch, ClipPixels, ClipPlan
 from tests.pipelines.clips import blobs, plain_plan
@@ -167,3 +167,13 @@ def test_an_area_rule_passes_over_ids_in_the_plans_order() -> None:
     batch, _ = assemble(pixels_of(labels), plans, num_slots=2, step=0, device="cpu", area_rule=AreaRule(500, 100, 400))
     assert [int(batch.masks[0, 0, 20, column]) for column in (5, 30)] == [2, 1]
     assert int(batch.masks[0, 0, 0, 0]) == 0
+
+
+def test_looking_labels_up_and_comparing_them_give_the_same_slots() -> None:
+    rng = np.random.default_rng(3)
+    labels = torch.from_numpy(rng.integers(0, 256, (3, 2, 40, 50)).astype(np.uint8))
+    slot_ids = torch.tensor([[7, 200, 1], [9, 0, 0], [0, 0, 0]], dtype=torch.uint8)
+    by_table = slots_by_table(labels, slot_ids)
+    assert torch.equal(by_table, slots_by_comparing(labels, slot_ids))
+    assert by_table[0].unique().tolist() == [0, 1, 2, 3, 255]
+    assert by_table[1].unique().tolist() == [0, 1, 255]
