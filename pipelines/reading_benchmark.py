@@ -82,11 +82,13 @@ class StartCost:
 
 
 def time_reading(
-    root: Path, *, cases: Sequence[tuple[float, float]] = CASES, threads: int = 16, seconds: float = 4.0
+    root: Path, *, cases: Sequence[tuple[float, float]] | None = None, threads: int = 16, seconds: float = 4.0
 ) -> list[ReadingCase]:
-    """Every case in both orders, every plan of it for about `seconds` or one batch."""
+    """Every case (None: CASES) in both orders, every plan of it for about `seconds` or one batch."""
     return [
-        _time_case(root, SlowStorage(*case), order, threads, seconds) for case in cases for order in ("full", "pooled")
+        _time_case(root, SlowStorage(*case), order, threads, seconds)
+        for case in cases or CASES
+        for order in ("full", "pooled")
     ]
 
 
