@@ -19,7 +19,7 @@ class Progress:
     """Counts up to `total` of some unit. initial: done already, by an earlier run; scaled: 1.2G, not the number."""
 
     def __init__(self, total: int, unit: str, label: str = "", *, initial: int = 0, scaled: bool = False) -> None:
-        self._total, self._unit, self._label, self._initial = total, unit, label, initial
+        self._total, self._unit, self._label, self._initial, self._scaled = total, unit, label, initial, scaled
         self._bar: tqdm[NoReturn] = tqdm(
             total=total, unit=unit, desc=label or None, initial=initial, unit_scale=scaled, disable=None
         )
@@ -51,5 +51,11 @@ class Progress:
     def _line(self, note: str) -> str:
         rate = (self._done - self._initial) / max(1e-9, time.monotonic() - self._begun)
         left = tqdm.format_interval((self._total - self._done) / rate) if rate > 0 else "?"
-        parts = [f"{self._done}/{self._total} {self._unit}s", f"{rate:.1f} {self._unit}s/s", note, f"eta {left}"]
+        done = f"{self._amount(self._done)} of {self._amount(self._total)}"
+        parts = [done, f"{self._amount(rate)}/s", note, f"eta {left}"]
         return f"{self._label}: " * bool(self._label) + ", ".join(filter(None, parts))
+
+    def _amount(self, count: float) -> str:
+        if self._scaled:
+            return f"{tqdm.format_sizeof(count)}{self._unit}"
+        return f"{count:.1f} {self._unit}s" if isinstance(count, float) else f"{count} {self._unit}s"

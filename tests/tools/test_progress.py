@@ -25,10 +25,20 @@ def test_a_log_gets_whole_lines_and_no_bar(monkeypatch, caplog, capsys):
             seconds.append(now)
             bar.add(count, note)
     assert caplog.messages == [
-        "bears: 510/1000 frames, 10.0 frames/s, 12 MB/s, eta 00:49",
-        "bears: 900/1000 frames, 10.0 frames/s, eta 00:10",
+        "bears: 510 frames of 1000 frames, 10.0 frames/s, 12 MB/s, eta 00:49",
+        "bears: 900 frames of 1000 frames, 10.0 frames/s, eta 00:10",
     ]
     assert capsys.readouterr().err == ""
+
+
+def test_bytes_are_told_in_megabytes(monkeypatch, caplog):
+    caplog.set_level(logging.INFO)
+    seconds = [0.0]
+    monkeypatch.setattr(progress, "time", SimpleNamespace(monotonic=lambda: seconds[-1]))
+    with Progress(3_000_000_000, "B", scaled=True) as bar:
+        seconds.append(100.0)
+        bar.add(1_000_000_000)
+    assert caplog.messages == ["1.00GB of 3.00GB, 10.0MB/s, eta 03:20"]
 
 
 def test_a_terminal_gets_a_bar_that_begins_where_an_earlier_run_ended(monkeypatch, caplog):
