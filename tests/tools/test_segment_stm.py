@@ -1,0 +1,148 @@
+"""segment.py --model stm from its command line."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from models.stm import Stm
+from tests.trainers.small_videos import HEIGHT, WIDTH, label_map, write_tree
+from tests.trainers.small_youtube import BEGINS, write_youtube_tree
+from tests.trainers.stm_clips import small_stm
+from tools.segment import segment
+from tools.segment_stm import UsageError
+from trainers.label_files import read_label_map
+from trainers.prediction import ModelClock, segment_video, whole_script
+from trainers.segmenters.stm import StmOptions, StmSegmenter
+from trainers.segmenters.stm_correction import CorrectionOptions
+from trainers.views import Sight
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+SMALL_BOX = ("--box", "32x40")
+SIGHT = Sight(box=(32, 40), multiple=1, smallest=16, images="bilinear")
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A file in the authors' container."""
+    path = tmp_path_factory.mktemp("weights") / "model.pth.tar"
+    torch.save({"epoch": 1, "state_dict": small_stm().state_dict(), "max_skip": [5, 3]}, path)
+    return path
+
+
+@pytest.fixture
+def tree(tmp_path: Path) -> Path:
+    return write_tree(tmp_path / "tree", {"one": (2, 5)}, num_frames=5)
+
+
+def run_segment(weights: Path, tree: Path, out: Path, *arguments: str) -> int:
+    return segment(["--model", "stm", "--weights", str(weights), str(tree), str(out), "--device", "cpu", *arguments])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "options"),
+    [
+        ((), StmOptions()),
+        (("--mem-every", "2", "--max-kept", "all"), StmOptions(mem_every=2, max_kept=None)),
+        (
+            ("--mem-every", "2", "--correct", "1", "--correction-rate", "900", "--write", "corrected"),
+            StmOptions(mem_every=2, correction=CorrectionOptions(1, 900.0), written="corrected"),
+        ),
+    ],
+)
+def test_label_maps_are_those_of_the_segmenter_with_the_options_given(
+    arguments: tuple[str, ...], options: StmOptions, weights: Path, tree: Path, tmp_path: Path
+) -> None:
+    assert run_segment(weights, tree, tmp_path / "out", *SMALL_BOX, *arguments) == 0
+    first = label_map((2, 5), 0)
+    expected = segment_video(
+        StmSegmenter(model_of(weights), options),
+        whole_script(first, 5),
+        frames_of(tree),
+        lambda _: first,
+        device=torch.device("cpu"),
+        clock=ModelClock(),
+        sight=SIGHT,
+    )
+    for number, labels in expected:
+        found = read_label_map(tmp_path / "out" / "one" / f"{number:05d}.png")
+        assert np.mean(found == labels) > 0.98  # JPEG decoders differ by a grey level here and there
+    settings = json.loads((tmp_path / "out" / "segment.json").read_text())
+    assert (settings["model"], settings["box"], settings["mem_every"]) == ("stm", [32, 40], options.mem_every)
+
+
+def test_late_objects_of_youtube_vos_begin_where_they_are_given(weights: Path, tmp_path: Path) -> None:
+    tree = write_youtube_tree(tmp_path / "tree")
+    for switch in ("merge", "replace"):
+        out = tmp_path / switch
+        assert run_segment(weights, tree, out, *SMALL_BOX, "--late-objects", switch, "--correct", "1") == 0
+        for video, begins in BEGINS.items():
+            for object_id, start in begins.items():
+                maps = {path.stem: read_label_map(path) for path in (out / "Annotations" / video).iterdir()}
+                before = [labels for name, labels in maps.items() if int(name) < start]
+                assert not any((labels == object_id).any() for labels in before)
+                assert (maps[f"{start:05d}"] == object_id).any()
+
+
+def test_cycle_erf_pictures_have_the_size_of_the_frames(
+    weights: Path, tree: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pictures = tmp_path / "pictures"
+    arguments = ("--cycle-erf", str(pictures), "--cycle-erf-every", "2", "--correct", "1", "--correction-rate", "900")
+    assert run_segment(weights, tree, tmp_path / "out", *SMALL_BOX, *arguments) == 0
+    assert sorted(path.name for path in (pictures / "one").iterdir()) == ["00002.png", "00004.png"]
+    with Image.open(pictures / "one" / "00002.png") as picture:
+        assert (picture.size, picture.mode) == ((WIDTH, HEIGHT), "RGB")
+        drawn = np.asarray(picture).astype(int)
+    frame = frames_of(tree)[2].astype(int)
+    heat = 2 * drawn - frame  # what was mixed in, half and half
+    assert heat.min() >= -3
+    assert heat.max() <= 258
+    assert heat.std() > 10
+    assert "2 cycle-ERF pictures of 1 videos" in capsys.readouterr().out
+
+
+def test_details_of_the_correction_need_the_correction(weights: Path, tree: Path, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="--clamp is about the gradient correction: add --correct") as error:
+        run_segment(weights, tree, tmp_path / "out", "--clamp")
+    assert error.value.exit_status == 2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--box", "240"), "no size like 240x427"),
+        (("--box", "8x8"), "in pixels from 16"),
+        (("--correct", "0"), "no positive whole number"),
+        (("--correct", "--correction-rate", "nan"), "no number from 0"),
+        (("--max-kept", "none"), "no positive whole number"),
+        (("--top-k", "5"), "--top-k goes with --model rde, not stm"),
+    ],
+)
+def test_bad_usage_ends_with_status_2(
+    arguments: tuple[str, ...], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as stop:
+        run_segment(Path("weights"), Path("tree"), Path("out"), *arguments)
+    assert stop.value.code == 2
+    assert message in capsys.readouterr().err
+
+
+def model_of(weights: Path) -> Stm:
+    model = small_stm()
+    model.load_state_dict(torch.load(weights, weights_only=True)["state_dict"])
+    return model
+
+
+def frames_of(tree: Path) -> list[np.ndarray]:
+    frames = []
+    for path in sorted((tree / "JPEGImages" / "480p" / "one").iterdir()):
+        with Image.open(path) as image:
+            frames.append(np.array(image))
+    return frames
