@@ -92,6 +92,7 @@ def _parse(arguments: list[str]) -> Namespace:
     masks.add_argument("--maps", type=int, default=120, help="about how many of them (default: %(default)s)")
     reading = commands.add_parser("reading", help="read plans on slowed storage, and the start on a set like BL30K")
     reading.add_argument("--videos", type=int, default=29_989, help="of the made-up set (default: %(default)s)")
+    reading.add_argument("--frames", type=int, default=160, help="of each video (default: %(default)s)")
     reading.add_argument("--threads", type=int, default=16, help="requests under way (default: %(default)s)")
     reading.add_argument("--seconds", type=float, default=4.0, help="for each plan (default: %(default)s)")
     steps = commands.add_parser("step", help="RDE's training step beside its published structure")
@@ -251,7 +252,7 @@ def _masks_table(timing: MaskTiming) -> str:
 
 
 def _measure_reading(options: Namespace, scratch: Path) -> tuple[dict[str, object], str]:
-    root = write_sparse_set(scratch, SparseSet(num_videos=options.videos))
+    root = write_sparse_set(scratch, SparseSet(num_videos=options.videos, num_frames=options.frames))
     start = time_start(root)
     cases = time_reading(root, threads=options.threads, seconds=options.seconds)
     result: dict[str, object] = {"start": asdict(start), "cases": [asdict(case) for case in cases]}
