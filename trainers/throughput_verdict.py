@@ -60,10 +60,12 @@ def find_limit(found: Measurement) -> Limit:
 def find_data_wall(found: Measurement) -> tuple[str, float | None]:
     """The part of the data path whose absence saves most, and data_ms without it.
 
-    None, and the part with the longest work, where no absence saves much: two parts side by side are equally slow.
+    An absence cannot save more than the work that is left out; what it seems to save beyond that is another process's
+    doing. None, and the part with the longest work, where no absence saves much: two parts side by side are equally slow.
     """
-    wall = min(found.without, key=lambda name: found.without[name], default=None)
-    if wall is not None and found.data_ms - found.without[wall] >= CLEAR_GAIN * found.data_ms:
+    saved = {name: min(found.data_ms - ms, found.data_parts[name]) for name, ms in found.without.items()}
+    wall = max(saved, key=lambda name: saved[name], default=None)
+    if wall is not None and saved[wall] >= CLEAR_GAIN * found.data_ms:
         return wall, found.without[wall]
     return max(found.data_parts, key=lambda name: found.data_parts[name]), None
 

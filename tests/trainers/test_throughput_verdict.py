@@ -47,6 +47,11 @@ def test_two_equal_parts_side_by_side_are_no_wall_alone() -> None:
     assert "no part alone is the wall, image decode is the longest" in judge(found).words
 
 
+def test_a_part_does_not_save_more_than_its_work() -> None:
+    found = numbers(without={"read": 5.0, "image decode": 20.0})  # reading is 20 ms of work: the rest is noise
+    assert find_data_wall(found) == ("image decode", 20.0)
+
+
 def test_little_waiting_is_compute_bound_by_its_largest_part() -> None:
     found = numbers(
         compute_ms=200.0, both_ms=202.0, waits=waiting(1.0), compute_parts={"forward": 150.0, "rest": 180.0}
