@@ -10,7 +10,6 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from models.target_fitting import Weights
 from pipelines.source import ClipSource
 from tests.trainers.small_mtmfi import small_batch, small_network
 from trainers.objectives.mtmfi import MtmfiObjective, MtmfiOptions
@@ -69,9 +68,7 @@ def test_the_loss_is_the_sum_over_frames_of_mean_cross_entropies() -> None:
     expected = 0.0
     for frame in (1, 2):
         for clip in range(2):
-            targets = [
-                Weights(each.project[clip : clip + 1], each.filter[clip : clip + 1]) for each in arguments["targets"]
-            ]
+            targets = [(project[clip : clip + 1], taps[clip : clip + 1]) for project, taps in arguments["targets"]]
             probabilities = module._segment(batch.images[clip : clip + 1, frame], targets).sigmoid()
             truth = batch.masks[clip : clip + 1, frame].float()
             expected += F.binary_cross_entropy(probabilities, truth).item() / 2
@@ -98,7 +95,7 @@ def test_target_models_do_not_depend_on_what_they_are_fitted_with() -> None:
     alone = [module.arguments(small_batch((number,)))["targets"] for number in (0, 3)]
     for level in range(2):
         for clip in range(2):
-            torch.testing.assert_close(together[level].filter[clip], alone[clip][level].filter[0], rtol=1e-3, atol=1e-5)
+            torch.testing.assert_close(together[level][1][clip], alone[clip][level][1][0], rtol=1e-3, atol=1e-5)
 
 
 def test_fitted_scores_are_higher_on_the_object() -> None:
@@ -106,9 +103,8 @@ def test_fitted_scores_are_higher_on_the_object() -> None:
     targets = module.arguments(batch)["targets"]
     features = module.model.target_features(module.model.look(batch.images[:, 1]))
     mask = batch.masks[0, 1] > 0
-    for feature, weights in zip(features, targets, strict=True):
-        assert weights.project is not None
-        taps = (weights.filter[0].T @ weights.project[0]).T.view(1, -1, 3, 3)
+    for feature, (project, filters) in zip(features, targets, strict=True):
+        taps = (filters[0].T @ project[0]).T.view(1, -1, 3, 3)
         score = F.interpolate(F.conv2d(feature, taps, padding=1), mask.shape, mode="bilinear")[0, 0]
         assert score[mask].mean() > score[~mask].mean() + 0.3
 
@@ -124,9 +120,9 @@ def test_a_cache_gives_back_what_was_fitted(tmp_path: Path) -> None:
     kept = second.arguments(small_batch())
     assert (fitted["kept"], kept["kept"]) == (0, 1)
     for plainly, once, again in zip(expected["targets"], fitted["targets"], kept["targets"], strict=True):
-        assert torch.equal(plainly.filter, once.filter)
-        assert torch.equal(once.filter, again.filter)
-        assert torch.equal(once.project, again.project)
+        for tensors in zip(plainly, once, again, strict=True):
+            assert torch.equal(tensors[0], tensors[1])
+            assert torch.equal(tensors[1], tensors[2])
 
 
 @pytest.mark.parametrize(

@@ -129,7 +129,8 @@ class MtmfiObjective(nn.Module):
             self._fit(batch, missing[start : start + self.options.fit_at_once], found)
         device = batch.images.device
         by_level = zip(*(weights for weights in found if weights is not None), strict=True)
-        targets = [join_weights(level).to(device) for level in by_level]
+        # Plain tuples: clips of a failed step are kept in a file that holds nothing but tensors.
+        targets = [tuple(join_weights(level).to(device)) for level in by_level]
         return {"targets": targets, "kept": 1 - len(missing) / len(found)}
 
     def forward(
@@ -139,13 +140,14 @@ class MtmfiObjective(nn.Module):
         num_objects: Tensor,
         first_masks: Tensor,
         *,
-        targets: Sequence[Weights],
+        targets: Sequence[tuple[Tensor, Tensor]],
         kept: float = 0.0,
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Loss of a batch and detached scalars.
 
         images (B, T, 3, H, W) normalised float; masks (B, T, H, W) uint8: slot 1 is the object, 255 is not judged;
-        targets: by level, of B objects. num_objects and first_masks are not looked at: frame 0 went into the targets.
+        targets: by level, projection and filter of B objects (see Weights). num_objects and first_masks are not looked
+        at: frame 0 went into the targets.
         The loss is the sum over frames 1 .. T-1 of the mean binary cross-entropy over clips and pixels, as published.
         Each frame goes through the refiner by itself, so its batch statistics are those of one frame.
         """
@@ -163,13 +165,14 @@ class MtmfiObjective(nn.Module):
         """Means of `forward`'s scalars are what is reported."""
         return means
 
-    def _segment(self, images: Tensor, targets: Sequence[Weights]) -> Tensor:
+    def _segment(self, images: Tensor, targets: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
         """Logits (B, H, W) float32 of each image's own object."""
         features = self.model.look(images)
         with torch.no_grad(), torch.autocast(images.device.type, enabled=False):
             read = self.model.target_features(features)
             scores = [
-                scores_of(feature[:, None].float(), weights) for feature, weights in zip(read, targets, strict=True)
+                scores_of(feature[:, None].float(), Weights(*weights))
+                for feature, weights in zip(read, targets, strict=True)
             ]
         return self.model.refine(features, scores, (images.shape[2], images.shape[3]))[:, 0].float()
 
