@@ -8,8 +8,10 @@ The arithmetic is the `cpu` executor's: warp, round to 8 bit, colour matrix, rou
 from __future__ import annotations
 
 import inspect
+from collections.abc import Callable
 from typing import NamedTuple
 
+import lz4.block
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -17,23 +19,41 @@ from nvidia import dali
 from nvidia.dali import fn, types
 from nvidia.dali.backend import GetSchema
 
-from pipelines.executors.encoded import checked_jpeg, decode_jpeg, decode_labels, fill_colour
+from pipelines.executors.encoded import (
+    LZ4_CODECS,
+    checked_jpeg,
+    decode_jpeg,
+    decode_labels,
+    fill_colour,
+    jpeg_size,
+    label_block,
+)
 from pipelines.executors.frames import agreed, all_soft, annotated_frames, clips_shape
 from pipelines.executors.geometry import NEIGHBOURS, label_matrices, shifted, snap
 from pipelines.types import VOID, ClipPixels, EncodedClip
 
-Fed = NDArray[np.float32] | list[NDArray[np.uint8]]
+Fed = NDArray[np.float32] | NDArray[np.int32] | list[NDArray[np.uint8]]
 """One input of a pipeline, an entry per image."""
+
+FRAME = 1
+"""Pixels of fill around an image."""
 
 
 class Graph(NamedTuple):
-    """What a pipeline is built for: output (height, width), soft masks sampled linearly, images sampled as labels are,
-    label maps sampled at the four neighbours (`geometry.NEIGHBOURS`) instead of once."""
+    """What a pipeline is built for.
+
+    size: output (height, width). fill: rgb outside the source. soft: soft masks, sampled linearly. nearest_images:
+    images are sampled as labels are. unanimous: label maps are sampled at four `geometry.NEIGHBOURS` instead of once.
+    inflated: label maps come as LZ4 blocks and are unpacked on the GPU. clear_void: void becomes background there.
+    """
 
     size: tuple[int, int]
+    fill: tuple[int, int, int] = (0, 0, 0)
     soft: bool = False
     nearest_images: bool = False
     unanimous: bool = False
+    inflated: bool = False
+    clear_void: bool = False
 
 
 NOTHING = Graph((0, 0))
@@ -41,6 +61,7 @@ NOTHING = Graph((0, 0))
 
 NO_LABELS = np.zeros((1, 1, 1), np.uint8)
 """Stands in for the label map of a frame without annotation: whatever the warp, it shows 0 only."""
+NO_LABELS_BLOCK = lz4.block.compress(NO_LABELS.tobytes(), store_size=False)
 
 
 class DaliExecutor:
@@ -50,16 +71,18 @@ class DaliExecutor:
     one thread at a time.
     """
 
-    def __init__(self, *, threads: int = 1, device: torch.device | str = "cpu") -> None:
+    def __init__(self, *, threads: int = 1, device: torch.device | str = "cpu", inflate: bool = True) -> None:
         self._threads = threads
         self._device = torch.device(device)
+        # DALI unpacks LZ4 on GPUs only.
+        self._inflate = inflate and self._device.type == "cuda"
         self._pipeline: dali.Pipeline | None = None
         self._max_batch, self._graph = 0, NOTHING
 
     def __call__(self, clips: list[EncodedClip]) -> ClipPixels:
         """See Executor. RuntimeError for a failure of DALI's that is no image's fault."""
         num_clips, num_frames, size = clips_shape(clips)
-        graph = Graph(size, all_soft(clips), *(agreed(clips, rule) for rule in (_samples_nearest, _asks_neighbours)))
+        graph = graph_for(clips, inflate=self._inflate)
         inputs = _inputs(clips, graph)
         pipeline = self._pipeline_for(num_clips * num_frames, graph)
         try:
@@ -116,30 +139,51 @@ def build_pipeline(max_batch: int, graph: Graph, *, threads: int, device: torch.
     return pipeline
 
 
+def graph_for(clips: list[EncodedClip], *, inflate: bool) -> Graph:
+    """The graph of a batch. inflate: let DALI unpack its label maps if they are LZ4 blocks.
+
+    Raises ValueError for clips of different recipes, or whose images are to be sampled nearest on a coloured fill.
+    """
+    inflated = inflate and all(clip.mask_codec in LZ4_CODECS for clip in clips)
+    graph = Graph(
+        size=clips_shape(clips)[2],
+        fill=agreed(clips, lambda clip: fill_colour(clip.plan)),
+        soft=all_soft(clips),
+        nearest_images=agreed(clips, lambda clip: clip.plan.nearest_images),
+        unanimous=agreed(clips, lambda clip: clip.plan.labels.unanimous),
+        inflated=inflated,
+        clear_void=inflated and agreed(clips, lambda clip: clip.plan.labels.void_is_background),
+    )
+    if graph.nearest_images and len(set(graph.fill)) > 1:
+        raise ValueError(f"the dali executor samples images nearest on a grey fill only, got {graph.fill}")
+    return graph
+
+
 def _images(graph: Graph, *, on_gpu: bool) -> dali.data_node.DataNode:
     """Images (N, H, W, 3) uint8, as a node of the pipeline being defined."""
-    fill = _external("fill", 3)
-    if on_gpu:
-        fill = fill.gpu()
-    # fill_value is one number for all channels: warp the difference to the fill and add it back. Float output without
-    # a rounding warp is also twice as fast on the CPU.
-    warped = fn.warp_affine(
-        _decode(on_gpu=on_gpu) - fill,
-        matrix=_external("matrix", 2),
-        size=graph.size,
-        interp_type=types.INTERP_NN if graph.nearest_images else types.INTERP_LINEAR,
-        fill_value=0.0,
-        dtype=types.FLOAT,
-    )
-    rounded = fn.cast(warped + fill, dtype=types.UINT8)
-    return fn.coord_transform(rounded, M=_external("colour", 2), T=_external("offset", 1), dtype=types.UINT8)
+    images, matrix = _decode(on_gpu=on_gpu), _external("matrix", 2)
+    if graph.nearest_images:
+        warped = fn.warp_affine(
+            images, matrix=matrix, size=graph.size, interp_type=types.INTERP_NN, fill_value=float(graph.fill[0])
+        )
+    else:
+        # fill_value is one number for all channels. A frame of one pixel of the fill around the image, which the warp
+        # then repeats without end, is the same plane; and a warp without fill_value takes half the time on the CPU.
+        framed = fn.slice(
+            images,
+            start=[-FRAME, -FRAME],
+            shape=fn.external_source(name="framed", batch=True, dtype=types.INT32, ndim=1),
+            axes=[0, 1],
+            out_of_bounds_policy="pad",
+            fill_values=[float(level) for level in graph.fill],
+        )
+        warped = fn.warp_affine(framed, matrix=matrix, size=graph.size, interp_type=types.INTERP_LINEAR)
+    return fn.coord_transform(warped, M=_external("colour", 2), T=_external("offset", 1), dtype=types.UINT8)
 
 
 def _labels(graph: Graph, *, on_gpu: bool) -> list[dali.data_node.DataNode]:
-    """Label maps or soft masks (N, H, W, 1) uint8, one for each entry of `_label_matrices`."""
-    labels = fn.external_source(name="labels", batch=True, dtype=types.UINT8, ndim=3, layout="HWC")
-    if on_gpu:
-        labels = labels.gpu()
+    """Label maps or soft masks (N, H, W, 1) uint8, one for each place they are sampled at."""
+    labels = _label_maps(graph, on_gpu=on_gpu)
     if graph.soft:
         levels = fn.warp_affine(
             labels,
@@ -160,6 +204,22 @@ def _labels(graph: Graph, *, on_gpu: bool) -> list[dali.data_node.DataNode]:
         )
         for number in range(len(NEIGHBOURS) if graph.unanimous else 1)
     ]
+
+
+def _label_maps(graph: Graph, *, on_gpu: bool) -> dali.data_node.DataNode:
+    """Label maps as they were stored, (h, w, 1) uint8 each."""
+    if graph.inflated:
+        blocks = fn.external_source(name="label_blocks", batch=True, dtype=types.UINT8, ndim=1)
+        shapes = fn.external_source(name="label_shapes", batch=True, dtype=types.INT32, ndim=1)
+        labels = inflate_operator()(blocks.gpu(), shape=shapes, dtype=types.UINT8, layout="HWC")
+        return labels * fn.cast(labels != VOID, dtype=types.UINT8) if graph.clear_void else labels
+    labels = fn.external_source(name="labels", batch=True, dtype=types.UINT8, ndim=3, layout="HWC")
+    return labels.gpu() if on_gpu else labels
+
+
+def inflate_operator() -> Callable[..., dali.data_node.DataNode]:
+    """DALI's decoder of LZ4 blocks, which left the experimental ones with 2.x."""
+    return fn.decoders.inflate if "inflate" in dir(fn.decoders) else fn.experimental.inflate
 
 
 def _agree(labels: list[torch.Tensor]) -> torch.Tensor:
@@ -197,28 +257,32 @@ def _device_id(device: torch.device) -> int | None:
 def _inputs(clips: list[EncodedClip], graph: Graph) -> dict[str, Fed]:
     """Everything the graph is fed, one entry per image in each."""
     places = [(clip, index) for clip in clips for index in range(len(clip.frames))]
-    label_maps = (decode_labels(clip, index) for clip, index in places)
     colours = np.concatenate([clip.plan.colours for clip in clips])
-    fills = np.array([fill_colour(clip.plan) for clip, _ in places], np.float32)
+    matrices = snap(np.concatenate([clip.plan.matrices for clip in clips]), graph.size).matrices
     labels_of = snap(np.concatenate([label_matrices(clip.plan) for clip in clips]), graph.size).matrices
     shifts = NEIGHBOURS if graph.unanimous else ((0.0, 0.0),)
     inputs: dict[str, Fed] = {
         "jpegs": [np.frombuffer(checked_jpeg(clip, index), np.uint8) for clip, index in places],
-        "labels": [NO_LABELS if labels is None else labels[..., None] for labels in label_maps],
-        "matrix": snap(np.concatenate([clip.plan.matrices for clip in clips]), graph.size).matrices,
-        "fill": fills.reshape(-1, 1, 1, 3),
+        "matrix": matrices if graph.nearest_images else shifted(matrices, (FRAME, FRAME)),
         "colour": np.ascontiguousarray(colours[:, :, :3]),
         "offset": np.ascontiguousarray(colours[:, :, 3]),
     }
-    return inputs | {f"label_matrix_{number}": shifted(labels_of, shift) for number, shift in enumerate(shifts)}
+    if not graph.nearest_images:
+        inputs["framed"] = np.array([jpeg_size(*place) for place in places], np.int32) + 2 * FRAME
+    inputs |= {f"label_matrix_{number}": shifted(labels_of, shift) for number, shift in enumerate(shifts)}
+    return inputs | label_inputs(places, graph)
 
 
-def _samples_nearest(clip: EncodedClip) -> bool:
-    return clip.plan.nearest_images
-
-
-def _asks_neighbours(clip: EncodedClip) -> bool:
-    return clip.plan.labels.unanimous
+def label_inputs(places: list[tuple[EncodedClip, int]], graph: Graph) -> dict[str, Fed]:
+    """The label maps of the frames `places`: unpacked, or as blocks with their shapes where DALI unpacks them."""
+    if not graph.inflated:
+        label_maps = (decode_labels(clip, index) for clip, index in places)
+        return {"labels": [NO_LABELS if labels is None else labels[..., None] for labels in label_maps]}
+    blocks = [label_block(*place) or (NO_LABELS_BLOCK, NO_LABELS.shape[:2]) for place in places]
+    return {
+        "label_blocks": [np.frombuffer(block, np.uint8) for block, _ in blocks],
+        "label_shapes": np.array([[*size, 1] for _, size in blocks], np.int32),
+    }
 
 
 def _raise_for_bad_image(clips: list[EncodedClip]) -> None:

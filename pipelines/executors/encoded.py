@@ -8,8 +8,11 @@ from numpy.typing import NDArray
 
 from pipelines.types import VOID, ClipPlan, EncodedClip
 from shards.errors import DataError
-from shards.masks import SOFT_CODECS, decode_label_map, decode_soft_mask
+from shards.masks import SOFT_CODECS, decode_label_map, decode_soft_mask, label_map_size
 
+LZ4_CODECS = ("lz4", "soft.lz4")
+LZ4_HEADER_BYTES = 16
+"""Before the block: magic, height, width and a reserved word; see docs/data-format.md."""
 IMAGE_START = b"\xff\xd8"
 IMAGE_END = b"\xff\xd9"
 
@@ -77,6 +80,27 @@ def decode_labels(clip: EncodedClip, index: int) -> NDArray[np.uint8] | None:
     if clip.plan.labels.void_is_background and not has_soft_masks(clip):
         labels = np.where(labels == VOID, 0, labels)
     return labels
+
+
+def label_block(clip: EncodedClip, index: int) -> tuple[memoryview, tuple[int, int]] | None:
+    """The raw LZ4 block of frame `index`'s label map or soft mask and its (height, width), None without annotation.
+
+    For decoders elsewhere: nothing is unpacked here, so only the header is checked. Raises DataError, ValueError for
+    masks in another codec.
+    """
+    if clip.mask_codec not in LZ4_CODECS:
+        raise ValueError(f"masks of codec {clip.mask_codec} are no LZ4 blocks")
+    data = clip.frames[index].mask
+    if data is None:
+        return None
+    try:
+        size = label_map_size(data, clip.mask_codec)
+    except ValueError as error:
+        expected = f"a mask in codec {clip.mask_codec}"
+        raise _bad_frame(clip.plan, index, expected=expected, found=str(error)) from error
+    if size != jpeg_size(clip, index):
+        raise _bad_frame(clip.plan, index, expected=f"a label map of {jpeg_size(clip, index)}", found=f"one of {size}")
+    return memoryview(data)[LZ4_HEADER_BYTES:], size
 
 
 def fill_colour(plan: ClipPlan) -> tuple[int, int, int]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -11,6 +12,8 @@ from numpy.typing import NDArray
 
 from pipelines.executors.encoded import has_soft_masks
 from pipelines.types import ClipPixels, EncodedClip
+
+Answer = TypeVar("Answer")
 
 RenderFrame = Callable[[EncodedClip, int, NDArray[np.uint8], NDArray[np.uint8]], None]
 """render(clip, index, image_out (H, W, 3), labels_out (H, W)): writes every element of both."""
@@ -68,7 +71,7 @@ def all_soft(clips: list[EncodedClip]) -> bool:
     return soft.pop()
 
 
-def agreed(clips: list[EncodedClip], rule: Callable[[EncodedClip], bool]) -> bool:
+def agreed(clips: list[EncodedClip], rule: Callable[[EncodedClip], Answer]) -> Answer:
     """What `rule` says of all clips of a batch. Raises ValueError where they differ: clips of two recipes."""
     answers = {rule(clip) for clip in clips}
     if len(answers) > 1:
