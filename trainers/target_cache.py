@@ -94,6 +94,10 @@ class TargetCache:
         self._claim(complete)
         self.refresh()
 
+    def __contains__(self, subject: Subject) -> bool:
+        """Whether its weights are known to be there."""
+        return subject in self._places
+
     def get(self, subjects: Sequence[Subject]) -> list[list[Weights] | None]:
         """For each subject its weights by level, (1, ...) float32 on the CPU, or None where there are none yet.
 

@@ -25,7 +25,7 @@ from pipelines.first_frame import FirstFrameOptions, Hole, plan_first_frame
 from pipelines.source import ClipSource
 from pipelines.streams import Stream, StreamName, stream_key
 from pipelines.types import VOID, Batch, ClipPlan
-from trainers.target_cache import LevelShape, Subject, TargetCache
+from trainers.target_cache import LevelShape, SizeReport, Subject, TargetCache
 from trainers.target_fits import fit_targets
 
 logger = logging.getLogger(__name__)
@@ -120,6 +120,14 @@ class MtmfiObjective(nn.Module):
             cache = TargetCache(parent, settings, self._level_shapes())
             logger.info("%s: %s in %s", shard_set.name, cache.report(), cache.folder)
             self._caches.append(cache)
+
+    def keeps(self, plan: ClipPlan) -> bool:
+        """Whether the cache has the target models of a clip."""
+        return bool(self._caches) and _subject(plan) in self._caches[plan.dataset]
+
+    def reports(self) -> tuple[SizeReport, ...]:
+        """What the cache of each data set holds."""
+        return tuple(cache.report() for cache in self._caches)
 
     def arguments(self, batch: Batch) -> dict[str, Any]:
         """The target models of the batch's objects, by level, and the share of them that came from the cache."""
