@@ -73,6 +73,20 @@ class RemoteFile:
         return read_ranges(self._path, list(ranges))
 
 
+class _Link:
+    """Who may send when: transfers one after the other, booked ahead so that no time is lost between them."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._free = 0.0
+
+    def take(self, start: float, seconds: float) -> float:
+        """When a transfer that may begin at `start` will have ended."""
+        with self._lock:
+            self._free = max(start, self._free) + seconds
+            return self._free
+
+
 @dataclass(frozen=True)
 class SlowStorage:
     """Opens shards as if they lay on slow storage: for tests and benchmarks of how reading copes with it.
@@ -83,7 +97,7 @@ class SlowStorage:
 
     latency: float
     bandwidth: float
-    _link: threading.Lock = field(default_factory=threading.Lock, repr=False, compare=False)
+    _link: _Link = field(default_factory=_Link, repr=False, compare=False)
 
     def __reduce__(self) -> tuple[object, ...]:
         return SlowStorage, (self.latency, self.bandwidth)
@@ -93,10 +107,9 @@ class SlowStorage:
         return _SlowFile(open_shard(path, facts), self)
 
     def wait(self, num_bytes: int) -> None:
-        """Take as long as one request of this many bytes."""
-        time.sleep(self.latency)
-        with self._link:
-            time.sleep(num_bytes / self.bandwidth)
+        """Take as long as one request of this many bytes, made now."""
+        now = time.monotonic()
+        time.sleep(self._link.take(now + self.latency, num_bytes / self.bandwidth) - now)
 
 
 class _SlowFile:

@@ -29,6 +29,9 @@ _PART_BYTES = 1 << 24
 ATTEMPTS = 3
 """At reading a range."""
 _FIRST_PAUSE_SECONDS, _SERVER_ERROR = 0.1, 500
+SILENCE_SECONDS = 30.0
+"""After which a server that says nothing is asked anew."""
+_CONNECTIONS = 64
 _SPECIAL = {stat.S_IFIFO: "a FIFO", stat.S_IFSOCK: "a socket", stat.S_IFCHR: "a device", stat.S_IFBLK: "a device"}
 
 
@@ -341,13 +344,27 @@ def _system_of(protocol: str, process: int) -> Any:
     try:
         import fsspec  # noqa: PLC0415  slow, and not needed for local sets
 
-        # Listings must be true: other machines write into the same folder.
-        options = {} if protocol == "memory" else {"use_listings_cache": False}
-        return fsspec.filesystem(protocol, skip_instance_cache=True, **options)
+        return fsspec.filesystem(protocol, skip_instance_cache=True, **_options(protocol))
     except (ImportError, ValueError) as error:
         raise DataError(
             f"{protocol}://", expected="a protocol that is installed", found=str(error), remedy=_INSTALL
         ) from None
+
+
+def _options(protocol: str) -> dict[str, Any]:
+    """What a file system is made with: as many connections as reading has threads, and an end to silence."""
+    if protocol == "memory":
+        return {}
+    options: dict[str, Any] = {"use_listings_cache": False}  # listings must be true: other machines write there, too
+    if protocol in ("http", "https"):
+        import aiohttp  # noqa: PLC0415  comes with the protocol
+
+        timeout = aiohttp.ClientTimeout(total=None, sock_connect=SILENCE_SECONDS, sock_read=SILENCE_SECONDS)
+        options["client_kwargs"] = {"timeout": timeout}
+    if protocol in ("s3", "s3a"):
+        limits = {"connect_timeout": SILENCE_SECONDS, "read_timeout": SILENCE_SECONDS}
+        options["config_kwargs"] = {"max_pool_connections": _CONNECTIONS, **limits}
+    return options
 
 
 _INSTALL = "pip install 'vosforge[s3]' for s3://, gcsfs for gs://, aiohttp for http(s)://"

@@ -20,7 +20,7 @@ class RangeServer(http.server.ThreadingHTTPServer):
     """Serves a folder with ranges and connections that stay open.
 
     connections: so far. asked: requests for ranges so far. failures: statuses to answer the next of these with, 0 to
-    hang up. ranges: False to answer with the whole file, as Python's own server does.
+    hang up, -1 to say nothing for a second. ranges: False to answer with the whole file, as Python's own server does.
     """
 
     daemon_threads = True
@@ -64,7 +64,8 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         self.server.asked += wanted is not None
         if wanted and self.server.failures:
             status = self.server.failures.pop(0)
-            if not status:
+            if status <= 0:
+                time.sleep(-status)
                 self.close_connection = True
                 return
             self._send(status, b"", {})

@@ -90,13 +90,16 @@ def test_a_server_that_knows_no_ranges_is_told_from_damage(server):
             shard_set.read(0)
 
 
-@pytest.mark.parametrize("failures", [[503], [0], [503, 0]])
+@pytest.mark.parametrize("failures", [[503], [0], [503, 0], [-1]])
 def test_what_may_pass_is_tried_again(server, frames, failures, monkeypatch):
     monkeypatch.setattr(storage, "_FIRST_PAUSE_SECONDS", 0.001)
+    monkeypatch.setattr(storage, "SILENCE_SECONDS", 0.3)
+    storage._system_of.cache_clear()
     with ShardSet.open(f"{server.url}/davis2017") as shard_set:
         server.failures[:] = failures
         assert shard_set.read(3) == frames[3]
     assert server.failures == []
+    storage._system_of.cache_clear()
 
 
 @pytest.mark.parametrize(("failures", "tries"), [([503] * 9, 3), ([403] * 9, 1)])
@@ -277,12 +280,15 @@ def test_local_shards_are_read_where_they_lie(local, tmp_path, frames):
 
 def test_slow_storage_waits_for_each_request_and_shares_one_link(local, frames, monkeypatch):
     waits: list[float] = []
+    monkeypatch.setattr("shards.shard_files.time.monotonic", lambda: 1000.0)
     monkeypatch.setattr("shards.shard_files.time.sleep", waits.append)
     slow = SlowStorage(0.25, 1000.0)
     with ShardSet.open(local, slow) as shard_set:
-        extent = shard_set.extent(1)
-        assert shard_set.read(1) == frames[1]
-        assert waits == [0.25, extent.num_bytes / 1000]
+        seconds = [shard_set.extent(row).num_bytes / 1000 for row in (1, 2)]
+        assert [shard_set.read(row) for row in (1, 2)] == frames[1:3]
+        assert waits == pytest.approx(
+            [0.25 + seconds[0], 0.25 + sum(seconds)]
+        )  # asked for at once: one after the other
         again = pickle.loads(pickle.dumps(shard_set))
-        assert again.read(1) == frames[1] and len(waits) == 4
+        assert again.read(1) == frames[1] and waits[2] == pytest.approx(waits[0])  # a link of its own
     assert open_shard(local / "manifest.json").read([(0, 1), (1, 1)]) == [b"{", b"\n"]
