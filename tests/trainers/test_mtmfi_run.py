@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import logging
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from models.released import load
 from shards.build import build, silent
@@ -16,6 +18,9 @@ from shards.sources.moving_shapes import MovingShapes, write_moving_shapes
 from tests.trainers.small_runs import assert_equal_states, plain_config
 from tools.segment import segment
 from trainers.config import Config, ConfigError, load_config, make_config
+from trainers.distributed import Ranks, Threads
+from trainers.stages import Place
+from trainers.target_prefit import prefit
 from trainers.training import train
 
 CONFIGS = Path(__file__).resolve().parents[2] / "trainers" / "configs"
@@ -46,6 +51,7 @@ def config(shards: Path, output: Path, *, steps: int = 3, **objective: Any) -> C
             "hole": "smooth",
             "init_iterations": [3],
             "update_iterations": [2],
+            "fit_at_once": 1,
             **objective,
         },
     }
@@ -60,30 +66,43 @@ def kept_shares(folder: Path) -> list[float]:
 
 
 @pytest.mark.usefixtures("one_thread")
-def test_a_cache_beside_the_shards_changes_the_time_and_not_the_weights(
+def test_models_that_two_processes_fitted_before_leave_nothing_to_fit_and_the_same_weights(
     shards: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    train(config(shards, tmp_path / "plain"))
-    train(config(shards, tmp_path / "first", cache=True))
+    ahead = config(shards, tmp_path / "ahead", steps=2, cache=True)
+    counts: list[int] = []
+    for rank in (0, 1, 0):
+        place = Place(Ranks(rank, 2, rank), torch.device("cpu"), Threads(1, 1))
+        done = prefit(ahead, 0, place, on_start=counts.append, on_fit=lambda _: None)
+        assert done.fitted == counts[-1]
+    assert abs(counts[0] - counts[1]) <= 1
+    assert counts[2] == 0
+    (report,) = done.caches
+    assert report.models == counts[0] + counts[1]
+    train(config(shards, tmp_path / "plain", steps=2))
     with caplog.at_level(logging.INFO):
-        train(config(shards, tmp_path / "second", cache=True))
-    assert_equal_states(tmp_path / "plain" / "checkpoint-3.pt", tmp_path / "first" / "checkpoint-3.pt")
-    assert_equal_states(tmp_path / "plain" / "checkpoint-3.pt", tmp_path / "second" / "checkpoint-3.pt")
-    assert kept_shares(tmp_path / "first")[0] == 0
-    assert kept_shares(tmp_path / "second") == [1, 1, 1]
-    assert "target models" in caplog.text
+        train(ahead)
+    assert f"{report.models} target models" in caplog.text
+    assert kept_shares(tmp_path / "plain") == [0, 0]
+    assert kept_shares(tmp_path / "ahead") == [1, 1]
+    assert_equal_states(tmp_path / "plain" / "checkpoint-2.pt", tmp_path / "ahead" / "checkpoint-2.pt")
     (folder,) = (shards / "target_models").iterdir()
     assert {path.suffix for path in folder.iterdir()} == {".json", ".bin"}
 
 
+def test_a_stage_without_a_cache_cannot_be_fitted_before(shards: Path, tmp_path: Path) -> None:
+    place = Place(Ranks(), torch.device("cpu"), Threads(1, 1))
+    with pytest.raises(ConfigError, match="keeps no target models"):
+        prefit(config(shards, tmp_path), 0, place, on_start=lambda _: None, on_fit=lambda _: None)
+
+
 @pytest.mark.usefixtures("one_thread")
 def test_a_resumed_run_ends_as_one_that_was_never_stopped(shards: Path, tmp_path: Path) -> None:
-    train(config(shards, tmp_path / "whole"))
-    train(config(shards, tmp_path / "parts"))
-    for late in (2, 3):
-        (tmp_path / "parts" / f"checkpoint-{late}.pt").unlink()
-    train(config(shards, tmp_path / "parts", cache=True), resume=True)
-    assert_equal_states(tmp_path / "whole" / "checkpoint-3.pt", tmp_path / "parts" / "checkpoint-3.pt")
+    train(config(shards, tmp_path / "run", steps=2))
+    shutil.copytree(tmp_path / "run", tmp_path / "whole")
+    (tmp_path / "run" / "checkpoint-2.pt").unlink()
+    train(config(shards, tmp_path / "run", steps=2, cache=True), resume=True)
+    assert_equal_states(tmp_path / "whole" / "checkpoint-2.pt", tmp_path / "run" / "checkpoint-2.pt")
 
 
 @pytest.mark.usefixtures("one_thread")
