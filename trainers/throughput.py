@@ -23,6 +23,7 @@ from pipelines.timeline import Span, Timeline, sum_by_name
 from pipelines.types import Batch, EncodedClip
 from trainers.config import Config
 from trainers.distributed import choose_device, gather_objects, process_group, read_ranks, share_threads
+from trainers.gpu_load import gpu_name, watch_gpu
 from trainers.stage_run import StageRun
 from trainers.stages import Place, executor_name, open_sources, open_stage
 from trainers.starting import make_model
@@ -121,7 +122,8 @@ class _Measuring:
         alone = self._compute_alone(whole.last)
         unsynchronised = self._unsynchronised(whole.last, alone)
         bytes_per_step = whole.statistics.bytes_read / max(1, whole.statistics.batches)
-        timeline, both = self._both(max(whole.seconds, float(np.mean(alone.seconds))))
+        with watch_gpu(gpu_name(self._path.place.device)) as gpu_busy:
+            timeline, both = self._both(max(whole.seconds, float(np.mean(alone.seconds))))
         numbers = Measurement(
             data_ms=1e3 * min(whole.seconds, again.seconds),
             repeated_ms=(1e3 * whole.seconds, 1e3 * again.seconds),
@@ -139,6 +141,7 @@ class _Measuring:
             cores_busy={"data": whole.cores_busy, "compute": alone.cores_busy, "both": both.cores_busy},
             bytes_per_step=bytes_per_step,
             read_rate=self._read_rate(bytes_per_step, parts["read"]),
+            gpu_busy=gpu_busy,
             at=self._circumstances(),
         )
         made = [span.start + span.seconds for span in timeline.spans if span.name == "assemble"]

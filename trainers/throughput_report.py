@@ -128,6 +128,7 @@ def _run_rows(found: Measurement) -> list[list[str]]:
         [f"of which waiting, mean of {waits.num_steps} steps", f"{waits.mean_ms:.1f}", "", ""],
         ["waiting, median", f"{waits.p50_ms:.1f}", "", ""],
         ["waiting, 99 % quantile", f"{waits.p99_ms:.1f}", "", ""],
+        *([f"{unit} busy in training: {percent:.0f} %", "", "", ""] for unit, percent in found.gpu_busy.items()),
     ]
 
 

@@ -48,7 +48,7 @@ class Measurement:
     path taken away. unsynchronised_ms: a step of compute_ms that exchanges no gradients; None for one rank. plain_ms:
     data_ms without augmentation; synthetic_ms: with batches that lie ready. checksum_ms: share of "read" that goes into
     CRC-32. bytes_per_step: that this rank reads. read_rate: MB/s of the reads while they lasted. cores_busy: during
-    data, compute and both.
+    data, compute and both. gpu_busy: percent of the time in training, by unit; empty without a GPU.
     """
 
     data_ms: float
@@ -67,6 +67,7 @@ class Measurement:
     bytes_per_step: float
     read_rate: float
     cores_busy: Mapping[str, float]
+    gpu_busy: Mapping[str, float]
     at: Circumstances
 
     @property

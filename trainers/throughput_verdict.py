@@ -61,7 +61,7 @@ def find_data_wall(found: Measurement) -> tuple[str, float | None]:
     """The part of the data path whose absence saves most, and data_ms without it.
 
     An absence cannot save more than the work that is left out; what it seems to save beyond that is another process's
-    doing. None, and the part with the longest work, where no absence saves much: two parts side by side are equally slow.
+    doing. None, and the part with the longest work, where no absence saves much: two parts are equally slow.
     """
     saved = {name: min(found.data_ms - ms, found.data_parts[name]) for name, ms in found.without.items()}
     wall = max(saved, key=lambda name: saved[name], default=None)

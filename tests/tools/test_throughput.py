@@ -65,6 +65,7 @@ def test_the_report_says_the_same_as_text_page_and_plain_values() -> None:
     row = next(line for line in text.splitlines() if line.startswith("image decode"))
     assert row.split() == ["image", "decode", "160.00", "2", "threads", "20.0", "80%"]
     assert "http" not in page.replace("http-equiv", ""), "nothing is loaded from elsewhere"
+    assert "GPU busy in training: 41 %" in text
     assert trace_report(report)["traceEvents"][0]["args"]["name"] == "rank 0: data alone"
 
 

@@ -37,6 +37,7 @@ DATA_BOUND = Measurement(
     bytes_per_step=2e6,
     read_rate=200.0,
     cores_busy={"data": 2.0, "compute": 0.5, "both": 2.2},
+    gpu_busy={"GPU": 41.0},
     at=AT,
 )
 
