@@ -17,6 +17,10 @@ LEVELS = ("layer5", "layer4", "layer3", "layer2")
 
 NUM_CHANNELS = 64
 
+TO_EVEN = (-0.03515625, 0.26171875, 0.87890625, -0.10546875, 0.0)
+TO_ODD = TO_EVEN[::-1]
+"""Weights of five neighbours where bicubic interpolation doubles, a quarter of a pixel before and behind the middle."""
+
 Variant = Literal["bise", "initial", "bise-full", "frtm"]
 
 
@@ -112,10 +116,12 @@ class Upsampler(nn.Module):
         super().__init__()
         self.conv1 = nn.Conv2d(NUM_CHANNELS, NUM_CHANNELS // 2, 3, padding=1)
         self.conv2 = nn.Conv2d(NUM_CHANNELS // 2, 1, 3, padding=1)
+        self.taps: Tensor
+        self.register_buffer("taps", torch.tensor((TO_EVEN, TO_ODD)), persistent=False)
 
     def forward(self, features: Tensor, size: tuple[int, int]) -> Tensor:
-        half = F.relu(self.conv1(_twice(features)))
-        logits: Tensor = self.conv2(resize(_twice(half), size))
+        half = F.relu(self.conv1(double(features, self.taps)))
+        logits: Tensor = self.conv2(resize(double(half, self.taps), size))
         return logits
 
 
@@ -206,5 +212,17 @@ def resize(features: Tensor, size: Sequence[int]) -> Tensor:
     return F.interpolate(features, tuple(size), mode="bilinear", align_corners=False)
 
 
-def _twice(features: Tensor) -> Tensor:
-    return F.interpolate(features, scale_factor=2, mode="bicubic", align_corners=False)
+def double(features: Tensor, taps: Tensor) -> Tensor:
+    """Bicubic x2 (a = -0.75, half-pixel centres, border repeated): (B, C, h, w) -> (B, C, 2h, 2w). taps (2, 5).
+
+    As two depthwise convolutions. F.interpolate gives the same to rounding, but its backward pass takes a CPU 2.5 times
+    as long and is not deterministic on a GPU.
+    """
+    channels = features.shape[1]
+    kernels = taps.repeat(channels, 1)[:, None]  # (2C, 1, 5)
+    padded = F.pad(features, (0, 0, 2, 2), mode="replicate")
+    rows = F.conv2d(padded, kernels[..., None], groups=channels).unflatten(1, (channels, 2))
+    tall = rows.transpose(2, 3).flatten(2, 3)  # (B, C, 2h, w)
+    padded = F.pad(tall, (2, 2, 0, 0), mode="replicate")
+    columns = F.conv2d(padded, kernels[:, :, None], groups=channels).unflatten(1, (channels, 2))
+    return columns.permute(0, 1, 3, 4, 2).flatten(3, 4)

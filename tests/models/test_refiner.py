@@ -8,9 +8,10 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from models.refiner import DESIGNS, LEVELS, Refiner, refiner_options
+from models.refiner import DESIGNS, LEVELS, TO_EVEN, TO_ODD, Refiner, double, refiner_options
 from tests.models.conftest import REPOSITORY
 
 CHANNELS = dict(zip(LEVELS, (512, 256, 128, 64), strict=True))
@@ -125,6 +126,18 @@ def test_objects_of_one_image_at_once_are_the_same_as_one_by_one() -> None:
     together = refiner(features, scores, (64, 95))
     alone = [refiner(features, [score[n : n + 1] for score in scores], (64, 95)) for n in range(3)]
     torch.testing.assert_close(together, torch.cat(alone), rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("size", [(1, 1), (2, 3), (7, 12)])
+def test_doubling_is_bicubic_interpolation_and_so_is_its_gradient(size: tuple[int, int]) -> None:
+    generator = torch.Generator().manual_seed(1)
+    features = torch.randn(2, 3, *size, generator=generator, dtype=torch.float64, requires_grad=True)
+    expected = F.interpolate(features, scale_factor=2, mode="bicubic", align_corners=False)
+    towards = torch.randn(expected.shape, generator=generator, dtype=torch.float64)
+    doubled = double(features, torch.tensor((TO_EVEN, TO_ODD), dtype=torch.float64))
+    torch.testing.assert_close(doubled, expected)
+    gradients = [torch.autograd.grad(each, features, towards)[0] for each in (doubled, expected)]
+    torch.testing.assert_close(*gradients)
 
 
 def test_two_scores_are_refused_where_one_is_read() -> None:
