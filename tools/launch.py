@@ -30,6 +30,7 @@ from torch.distributed.run import get_args_parser
 from torch.distributed.run import run as launch
 
 from tools.cli import BAD_DATA, BAD_USAGE, run
+from trainers.distributed import FRESH_STORE_VARIABLE
 from trainers.stopping import ENDING_VARIABLE, INTERRUPTED_STATUS, STOPPED_STATUS
 
 SIGNALS = "SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1"
@@ -51,6 +52,7 @@ def launch_tool(arguments: list[str]) -> int:
     if options.shutdown_timeout is None:
         options.shutdown_timeout = SECONDS_TO_SAVE
     logging.disable(logging.ERROR)  # what torchrun says of failures and signals follows below, in a line
+    os.environ[FRESH_STORE_VARIABLE] = "1"
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # torchrun's choice, without its warning; the config says threads
     with tempfile.TemporaryDirectory(prefix="vosforge-launch-") as folder:
         ending = Path(folder) / "status"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import logging
 import os
 import signal
 import socket
@@ -18,9 +19,15 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+logger = logging.getLogger(__name__)
+
 T = TypeVar("T")
 
 _PR_SET_PDEATHSIG = 1
+
+FRESH_STORE_VARIABLE = "TORCH_DISABLE_SHARE_RDZV_TCP_STORE"
+"""Environment variable: set to 1, torchrun gives each attempt a store of its own. Otherwise restarted processes find
+the addresses of those that died in it (torch 2.13) and wait for them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +94,8 @@ def process_group(ranks: Ranks, device: torch.device) -> Iterator[None]:
     if ranks.world_size == 1:
         yield
         return
+    if int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) and os.environ.get(FRESH_STORE_VARIABLE) != "1":
+        logger.warning("restarts need %s=1 where torchrun was started; tools/launch.py sets it", FRESH_STORE_VARIABLE)
     if device.type == "cuda":
         torch.cuda.set_device(device)
         dist.init_process_group("nccl", device_id=device)
@@ -96,6 +105,22 @@ def process_group(ranks: Ranks, device: torch.device) -> Iterator[None]:
         yield
     finally:
         dist.destroy_process_group()
+
+
+class LostRankError(OSError):
+    """Another process of the job has ended or cannot be reached."""
+
+
+@contextmanager
+def naming_lost_ranks(ranks: Ranks) -> Iterator[None]:
+    """Turn what gloo, nccl and the store say when a process is gone into one line: its own words tell the reason."""
+    try:
+        yield
+    except RuntimeError as error:
+        words = " ".join(str(error).split())
+        if not (isinstance(error, dist.DistError) or "gloo" in words.lower()):
+            raise
+        raise LostRankError(f"{rank_name(ranks)}: another process has ended or cannot be reached ({words})") from error
 
 
 def wrap(objective: nn.Module, ranks: Ranks, device: torch.device) -> nn.Module:

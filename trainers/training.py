@@ -16,7 +16,7 @@ import torch
 from trainers.checkpoint_writer import CheckpointWriter
 from trainers.checkpoints import Checkpoint, list_checkpoints, refuse_another_run, step_of
 from trainers.config import Config, ConfigError, as_plain, make_config
-from trainers.distributed import choose_device, process_group, rank_name, read_ranks, share_threads
+from trainers.distributed import choose_device, naming_lost_ranks, process_group, rank_name, read_ranks, share_threads
 from trainers.journal import Journal
 from trainers.numerics import deterministic_kernels
 from trainers.run_plots import write_curves
@@ -65,10 +65,11 @@ def train(
     """
     start = start or Start(resume=resume)
     deadline = None if start.max_seconds is None else time.monotonic() + start.max_seconds
-    alone = read_ranks(os.environ).world_size == 1
+    ranks = read_ranks(os.environ)
+    alone = ranks.world_size == 1
     try:
         catching = catch_stop_signals(at_once=True, deadline=deadline) if alone else nullcontext()
-        with catching as stop, deterministic_kernels(config.deterministic):
+        with catching as stop, naming_lost_ranks(ranks), deterministic_kernels(config.deterministic):
             return _train(config, start, on_step=on_step or _ignore, stop=stop, deadline=deadline)
     except StoppedAtOnce:
         newest = next(iter(list_checkpoints(config.folder)), None)
@@ -94,20 +95,24 @@ def _train(
         fingerprints = [[entry.dataset.fingerprint for entry in source.mix.entries] for source in sources]
         if found is not None:
             _refuse_another_run(found, config, fingerprints, force=start.force)
+        watchdog = stack.enter_context(watch(config.hang_seconds, rank_name(ranks), config.folder))
+        if watchdog is not None:
+            watchdog.begin("meeting the other ranks")
         stack.enter_context(process_group(ranks, place.device))
         checkpoint = None if found is None else found[1]
         model = make_model(config, found).to(place.device)
         validator = None if config.validation is None else Validator(config.validation, config.model.name, place)
         step = 0 if checkpoint is None else checkpoint.step
         require_one_start(config, step, fingerprints, ranks)
+        if watchdog is not None:
+            watchdog.begin("")
         if stop is None:  # no sooner: meeting the other ranks is a wait in native code, where no handler gets a turn
             stop = stack.enter_context(catch_stop_signals(deadline=deadline))
-        run = Run(config, place, model, fingerprints, on_step, stop, validator=validator)
+        run = Run(config, place, model, fingerprints, on_step, stop, validator=validator, watchdog=watchdog)
         if ranks.is_first:
             journal = _keep_records(run, stack, step)
             journal.write(describe_start(config, place, sources, model, step=step, versions=run.versions))
         stop.at_once = False
-        run.watchdog = stack.enter_context(watch(config.hang_seconds, rank_name(ranks), config.folder))
         return run_stages(run, sources, checkpoint)
 
 

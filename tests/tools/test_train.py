@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import subprocess
 import sys
@@ -130,17 +129,3 @@ def test_data_that_is_not_there_is_one_line_and_status_1(config: Path, tmp_path:
     assert result.returncode == 1
     assert str(tmp_path / "nothing") in result.stderr
     assert "Traceback" not in result.stderr
-
-
-def test_a_batch_that_does_not_divide_names_the_sizes_that_do(config: Path, tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", *COMMAND[1:]]
-    result = subprocess.run(
-        [*command, str(config), f"output={tmp_path}", "stages.0.batch_size=3"],
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=300,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )
-    assert result.returncode != 0
-    assert "batch_size 3 does not divide by the 2 processes; use 2 or 4" in result.stderr
