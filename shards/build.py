@@ -16,7 +16,7 @@ from shards.index import INDEX_FOLDER, write_index
 from shards.jobs import Progress, Report, ShardJob
 from shards.locks import hold_build, hold_claim
 from shards.manifest import CREATED_BY, MANIFEST, Manifest, read_manifest
-from shards.plan import WORK_FOLDER, BuildRequest, Plan, shard_name
+from shards.plan import WORK_FOLDER, BuildRequest, Plan, members_folder, shard_name
 from shards.sources.types import Source
 from shards.storage import Location, list_folder, remove_tree, remove_unfinished, write_bytes
 from shards.work import run_jobs
@@ -72,7 +72,7 @@ def build(request: BuildRequest, plan: Plan, report: Report, run: Engine = run_j
         _run_waiting(jobs, plan, request, report, run)
         remove_unfinished(root)  # of workers that died in mid-shard while others did their work
         manifest = _complete(request, plan, jobs)
-    remove_tree(work)
+    _clear(root)
     return BuildResult(manifest, root, already_there=False)
 
 
@@ -109,7 +109,7 @@ def finish_build(request: BuildRequest, plan: Plan) -> BuildResult:
         _claim(root, plan, alone=False)
         remove_unfinished(root)
         manifest = _complete(request, plan, jobs)
-    remove_tree(work)
+    _clear(root)
     return BuildResult(manifest, root, already_there=False)
 
 
@@ -224,8 +224,14 @@ def _finished(request: BuildRequest, plan: Plan) -> BuildResult:
         raise _other_build(root, "a finished set of other arguments or another source")
     if request.on_bad == "stop" and manifest.refused:
         raise _other_build(root, f"a finished set that leaves out {manifest.refused} refused inputs (--on-bad skip)")
-    remove_tree(root / WORK_FOLDER)
+    _clear(root)
     return BuildResult(manifest, root, already_there=True)
+
+
+def _clear(root: Location) -> None:
+    """Remove what only an unfinished build needs: its folder and, where that is in a store, the lists of tars here."""
+    remove_tree(root / WORK_FOLDER)
+    remove_tree(members_folder(root))
 
 
 def _begin(request: BuildRequest, plan: Plan) -> None:

@@ -101,7 +101,7 @@ def make_plan(request: BuildRequest, listed: bytes | None = None, scratch: Path 
             request.splits,
             request.resolution,
             request.options,
-            scratch or _scratch(request.root),
+            scratch or members_folder(request.root),
             request.jobs,
             new,
         )
@@ -115,7 +115,7 @@ def make_plan(request: BuildRequest, listed: bytes | None = None, scratch: Path 
     return Plan(source, shards, sizes, arguments, digest)
 
 
-def _scratch(root: Location) -> Path:
+def members_folder(root: Location) -> Path:
     """Where the members of tars are listed: in the folder of the unfinished build, or in the cache for a remote one."""
     if isinstance(root, Path):
         return root / WORK_FOLDER / "members"

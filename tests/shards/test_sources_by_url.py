@@ -7,6 +7,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from shards.build import build, silent
+from shards.plan import BuildRequest, make_plan
 from shards.storage import locate
 from tests.shards.other_trees import write, write_bl30k, write_davis2016, write_youtube
 from tests.shards.small_tree import build_kind, files_of, jpeg, label_maps, saved, write_tree
@@ -56,3 +58,15 @@ def test_tars_behind_urls_are_read_where_they_lie(store, tmp_path):
     store.pipe("/data/a.tar", tar.read_bytes())
     far = build_kind("bl30k", [locate("memory://data/a.tar")], tmp_path / "far")
     assert files_of(far.root) == files_of(build_kind("bl30k", [tree], tmp_path / "near").root)
+
+
+def test_a_build_into_a_store_leaves_nothing_on_this_machine(store, tmp_path, monkeypatch):
+    monkeypatch.setenv("VOSFORGE_CACHE", str(tmp_path / "cache"))
+    tree = write_bl30k(tmp_path / "tree", {"kea00001": MAPS, "kea00002": MAPS})
+    tar = write_tar(tmp_path / "a.tar", files_of(tree).items())
+    request = BuildRequest("bl30k", (tar,), locate("memory://data/sets"))
+    plan = make_plan(request)
+    assert list((tmp_path / "cache").rglob("*.members"))
+    build(request, plan, silent)
+    assert not [path for path in (tmp_path / "cache").rglob("*") if path.is_file()]
+    assert not [name for name in store.find("/data/sets") if "building" in name]
