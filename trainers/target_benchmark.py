@@ -68,7 +68,7 @@ def time_targets(size: TargetSize, *, rounds: int, device: str = "cpu") -> Targe
         both.remember(number)
     refits = [_in_turn(both.refit_ours, both.refit_plainly) for _ in range(rounds)]
     refines = [_in_turn(scene.refine_together, scene.refine_alone) for _ in range(rounds + 1)][1:]
-    named = {"fit in a first frame": fits, "refit": refits, "score and refine a frame": refines}
+    named = {"fit in a first frame": fits, "refit": refits, "refine a frame": refines}
     return TargetCosts(
         tuple(TargetTiming(name, *map(statistics.median, zip(*pairs, strict=True))) for name, pairs in named.items()),
         both.ours.num_bytes,
