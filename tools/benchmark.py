@@ -39,7 +39,7 @@ from shards.sparse_set import SparseSet, write_sparse_set
 from shards.storage import write_bytes
 from tools.cli import Parser, run
 from tools.reading_table import reading_table
-from tools.stm_step import add_stm_step, measure_stm_step
+from tools.stm_step import add_stm_correction, add_stm_step, measure_stm_correction, measure_stm_step
 from tools.targets_table import add_targets, measure_targets
 from trainers.distributed import Ranks, choose_device
 from trainers.provenance import read_versions
@@ -109,9 +109,11 @@ def _parse(arguments: list[str]) -> Namespace:
     add_targets(targets)
     stm_steps = commands.add_parser("stm-step", help="STM-Cycle's training step beside the clip-by-clip loop")
     add_stm_step(stm_steps)
+    corrections = commands.add_parser("stm-correction", help="frames a second without and with gradient correction")
+    add_stm_correction(corrections)
     for command, rounds in ((clips, 5), (shards, 3), (masks, 5), (steps, 5), (stm_steps, 5)):
         command.add_argument("--rounds", type=int, default=rounds, help="turns that count (default: %(default)s)")
-    for command in (clips, scoring, shards, masks, reading, steps, targets, stm_steps):
+    for command in (clips, scoring, shards, masks, reading, steps, targets, stm_steps, corrections):
         command.add_argument("--json", type=Path, metavar="FILE", help="write the numbers there, too")
         command.add_argument("--scratch", type=Path, help="folder for temporary files (default: the system's)")
     options = parser.parse_args(arguments)
@@ -296,6 +298,7 @@ BENCHMARKS: dict[str, Callable[[Namespace, Path], tuple[dict[str, object], str]]
     "step": _measure_step,
     "targets": measure_targets,
     "stm-step": measure_stm_step,
+    "stm-correction": measure_stm_correction,
 }
 
 

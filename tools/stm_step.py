@@ -1,4 +1,4 @@
-"""`benchmark.py stm-step`: STM-Cycle's training step beside the clip-by-clip loop of the published code."""
+"""`benchmark.py stm-step` and `stm-correction`: what STM-Cycle's training step and its gradient correction cost."""
 
 from __future__ import annotations
 
@@ -8,17 +8,14 @@ from pathlib import Path
 
 from models.stm import ARCHS
 from trainers.distributed import Ranks, choose_device
+from trainers.stm_correction_benchmark import CorrectionCost, CorrectionSize, time_corrections
 from trainers.stm_step_benchmark import LOOP, NUM_SLOTS, StmStepCost, StmStepSize, time_stm_steps
 
 
 def add_stm_step(parser: ArgumentParser) -> None:
     """Its arguments."""
     usual = StmStepSize()
-    parser.add_argument("--arch", choices=ARCHS, default=usual.arch, help="default: %(default)s")
-    parser.add_argument("--width", type=float, default=usual.width, help="1 is the paper's (default: %(default)s)")
-    parser.add_argument(
-        "--height", type=int, default=usual.size[0], help="of the frames, 16:9 (default: %(default)s; published: 240)"
-    )
+    _add_network(parser, height=usual.size[0])
     parser.add_argument("--clips", type=int, default=usual.batch_size, help="per step (default: %(default)s)")
     parser.add_argument(
         "--objects",
@@ -27,16 +24,54 @@ def add_stm_step(parser: ArgumentParser) -> None:
         default=usual.num_objects,
         help="in every other clip; the rest have one (default: %(default)s)",
     )
+
+
+def add_stm_correction(parser: ArgumentParser) -> None:
+    """Its arguments."""
+    usual = CorrectionSize()
+    _add_network(parser, height=usual.size[0])
+    parser.add_argument("--objects", type=int, default=usual.num_objects, help="in the video (default: %(default)s)")
+
+
+def _add_network(parser: ArgumentParser, *, height: int) -> None:
+    parser.add_argument("--arch", choices=ARCHS, default="resnet18", help="default: %(default)s")
+    parser.add_argument("--width", type=float, default=0.25, help="1 is the paper's (default: %(default)s)")
+    parser.add_argument(
+        "--height", type=int, default=height, help="of the frames, 427:240 (default: %(default)s; published: 240)"
+    )
     parser.add_argument("--device", default="cpu", help="cpu or cuda (default: %(default)s)")
 
 
 def measure_stm_step(options: Namespace, _scratch: Path) -> tuple[dict[str, object], str]:
     """Numbers and table."""
     device = str(choose_device(options.device, Ranks()))
-    pixels = (options.height, options.height * 427 // 240 // 2 * 2)
-    size = StmStepSize(options.arch, options.width, pixels, options.clips, options.objects, device)
+    size = StmStepSize(options.arch, options.width, _pixels(options), options.clips, options.objects, device)
     costs = time_stm_steps(size, rounds=options.rounds)
     return {"size": asdict(size), "steps": {name: asdict(cost) for name, cost in costs.items()}}, _table(size, costs)
+
+
+def measure_stm_correction(options: Namespace, _scratch: Path) -> tuple[dict[str, object], str]:
+    """Numbers and table."""
+    device = str(choose_device(options.device, Ranks()))
+    size = CorrectionSize(options.arch, options.width, _pixels(options), options.objects, device=device)
+    costs = time_corrections(size)
+    result: dict[str, object] = {"size": asdict(size), "rows": [asdict(cost) for cost in costs]}
+    return result, _correction_table(size, costs)
+
+
+def _pixels(options: Namespace) -> tuple[int, int]:
+    return options.height, options.height * 427 // 240
+
+
+def _correction_table(size: CorrectionSize, costs: list[CorrectionCost]) -> str:
+    clock = "CPU time, one thread" if size.device == "cpu" else f"wall time on {size.device}"
+    title = (
+        f"STM-Cycle, {size.arch}, width {size.width}, {size.num_objects} objects in {size.num_frames} frames "
+        f"{size.size[0]}x{size.size[1]}, fp32; {clock}"
+    )
+    names = {None: "no correction", 1: "10 iterations, one object at a time", 8: "10 iterations, 8 objects at a time"}
+    rows = [f"{names[cost.objects_at_once]:<38}{cost.frames_per_second:>8.2f}{cost.memory_mb:>12.0f}" for cost in costs]
+    return "\n".join([f"{title}\n", f"{'':<38}{'frames/s':>8}{'peak MB':>12}", *rows])
 
 
 def _table(size: StmStepSize, costs: dict[str, StmStepCost]) -> str:
