@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import islice
 from typing import Literal, get_args
 
 from pipelines.source import ClipSource
@@ -94,7 +95,7 @@ class ClipReader:
         """A plan with the bytes of its frames.
 
         Damaged bytes raise DamagedFrameError, or with on_corrupt = substitute make it a clip of another video
-        (`ClipSource.substitute`): the same one in every process, since it follows from the clip's number and the data.
+        (`ClipSource.substitutes`): the same one in every process, since it follows from the clip's number and the data.
         """
         try:
             return self._read(plan)
@@ -104,15 +105,14 @@ class ClipReader:
             return self._read_substitute(plan, error)
 
     def _read_substitute(self, plan: ClipPlan, damage: DamagedFrameError) -> ReadClip:
-        for attempt in range(1, MAX_SUBSTITUTES + 1):
-            other = self.source.substitute(plan.number, attempt)
+        for other in islice(self.source.substitutes(plan.number), MAX_SUBSTITUTES):
             try:
                 read = self._read(other)
             except DamagedFrameError:
                 continue
             substitute = Substitute(plan.number, str(damage), self.source.describe(other))
             return ReadClip(read.clip, read.count, substitute)
-        damage.add_note(f"{MAX_SUBSTITUTES} other videos in its place are damaged, too")
+        damage.add_note(f"the next videos in its place are damaged, too (at most {MAX_SUBSTITUTES} are tried)")
         raise damage
 
     def _read(self, plan: ClipPlan) -> ReadClip:

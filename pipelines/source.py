@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from pipelines.pooled_order import Pooled
 from pipelines.recipes import ClipRequest, Recipe
@@ -12,6 +12,9 @@ from pipelines.types import ClipPlan, EncodedClip
 from shards.errors import DataError
 from shards.masks import SOFT_CODECS
 from shards.reader import ShardSet
+
+SUBSTITUTE_REACH = 1000
+"""Clips of a data set that are looked through for another video."""
 
 
 class ClipSource:
@@ -55,12 +58,17 @@ class ClipSource:
             raise ValueError(f"clips are numbered from 0, got {number}")
         return self._plan_of(number, self.mix.pick(self.key, number))
 
-    def substitute(self, number: int, attempt: int) -> ClipPlan:
-        """The plan of clip `number` if its video cannot be had: the attempt-th (>= 1) next video of the same data set.
+    def substitutes(self, number: int) -> Iterator[ClipPlan]:
+        """Plans of clip `number` for when its video cannot be had: of the next other videos of the same data set.
 
         All numbers of the clip are drawn from its own streams, at its own point of the stage.
         """
-        return self._plan_of(number, self.mix.pick(self.key, number, skip=attempt))
+        tried = {self.mix.pick(self.key, number).video}
+        for skip in range(1, SUBSTITUTE_REACH):
+            pick = self.mix.pick(self.key, number, skip=skip)
+            if pick.video not in tried:
+                tried.add(pick.video)
+                yield self._plan_of(number, pick)
 
     def _plan_of(self, number: int, pick: Pick) -> ClipPlan:
         entry = self.mix.entries[pick.dataset]

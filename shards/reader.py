@@ -200,9 +200,9 @@ class ShardSet:
             raise self._damaged(frame, max(0, self.manifest.shards[shard].bytes - offset), wanted)
         return Extent(shard, offset, wanted, image_bytes, mask_start)
 
-    def read_ranges(self, shard: int, ranges: Sequence[Range]) -> list[bytes]:
-        """Bytes of ranges of a shard as they are, for `unpack`."""
-        return self._file(shard).read(ranges)
+    def read_ranges(self, shard: int, ranges: Sequence[Range], *, fresh: bool = False) -> list[bytes]:
+        """Bytes of ranges of a shard as they are, for `unpack`. fresh: by no local copy."""
+        return self._file(shard).read(ranges, fresh=fresh)
 
     def shard_path(self, shard: int) -> Location:
         """Where a shard lies."""

@@ -173,8 +173,8 @@ class _ShardOfSet:
         self._number = number
 
     def read(self, ranges: Sequence[Range], *, fresh: bool = False) -> list[bytes]:
-        """The bytes of each range."""
-        return self._shard_set.read_ranges(self._number, ranges)
+        """The bytes of each range, from where the shard lies: local copies are not what is measured."""
+        return self._shard_set.read_ranges(self._number, ranges, fresh=True)
 
 
 def _place(targets: Sequence[Target], size: int, number: int) -> tuple[Target, int]:

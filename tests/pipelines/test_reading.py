@@ -276,6 +276,18 @@ def test_a_probe_measures_the_slowed_storage(root):
     assert 5e5 < speed.bandwidth < 5.5e6
 
 
+def test_a_probe_measures_the_server_and_not_the_local_copies(root, tmp_path, monkeypatch):
+    monkeypatch.setenv("VOSFORGE_CACHE", str(tmp_path / "index"))
+    with range_server(root.parent) as server:
+        cache = ByteCache(tmp_path / "copies", LEAST_BYTES)
+        with ShardSet.open(f"{server.url}/{root.name}", cache) as remote:
+            asked = []
+            for _ in range(3):
+                probe_source(make_source(remote))
+                asked.append(server.asked)
+    assert asked[2] - asked[1] == asked[1] - asked[0] > 0
+
+
 def damaged_source(**broken: int) -> tuple[FakeSet, ClipSource]:
     fakes = FakeSet([FakeVideo(f"v{n}", num_frames=20) for n in range(7)])
     fakes.broken.update(frame for video in broken.values() for frame in fakes.frame_rows(video))
@@ -337,7 +349,14 @@ def test_where_everything_is_damaged_substitution_ends_too():
     fakes.broken.update(range(fakes.num_frames))
     with pytest.raises(DamagedFrameError) as caught:
         load_plans(source, on_corrupt="substitute")
-    assert "16 other videos in its place are damaged, too" in caught.value.__notes__
+    assert "the next videos in its place are damaged, too (at most 16 are tried)" in caught.value.__notes__
+
+
+def test_substitutes_are_other_videos_even_where_an_order_stays_with_one_for_long():
+    fakes = FakeSet([FakeVideo(f"v{n}", num_frames=20) for n in range(7)])
+    source = make_source(fakes, pooled=Pooled(videos=1, uses=100, streams=1), steps=50)
+    plan = source.plan(3)
+    assert sorted([plan.video, *(other.video for other in source.substitutes(3))]) == list(range(7))
 
 
 def test_a_missing_shard_is_no_damage_to_be_replaced(root, tmp_path):
