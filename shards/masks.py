@@ -11,6 +11,9 @@ import lz4.block
 import numpy as np
 from PIL import Image
 
+from shards import png
+from shards.findings import RefusedError
+
 # Also the extension of the members: whoever looks for label maps never finds soft masks.
 MaskCodec = Literal["lz4", "png", "soft.lz4", "soft.png"]
 MASK_CODECS: tuple[MaskCodec, ...] = ("lz4", "png")
@@ -178,7 +181,11 @@ def _decode_lz4(data: bytes, magic: bytes) -> np.ndarray:
 def _decode_png(data: bytes) -> np.ndarray:
     label_map_size(data, "png")
     try:
+        chunks = png.read_chunks(data)
+        straight = png.decode_unfiltered(chunks, png.read_header(chunks))
+        if straight is not None:
+            return straight
         with Image.open(io.BytesIO(data), formats=("PNG",)) as image:
             return np.array(image)
-    except (OSError, SyntaxError) as error:
+    except (OSError, SyntaxError, RefusedError) as error:
         raise ValueError(f"damaged PNG mask: {error}") from None

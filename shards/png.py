@@ -94,7 +94,7 @@ def decode_pixels(data: bytes) -> np.ndarray:
 
 
 def decode_unfiltered(chunks: list[tuple[bytes, bytes]], header: PngHeader) -> np.ndarray | None:
-    """Indices or levels (H, W) uint8 of a PNG of 8 bits without row filters, as encoders write indices.
+    """Indices or levels (H, W) uint8, writable, of a PNG of 8 bits without row filters, as encoders write indices.
 
     None for any other and for a damaged one, which `decode_pixels` reads or refuses. A fifth faster than that: what is
     left is zlib.
@@ -110,7 +110,7 @@ def decode_unfiltered(chunks: list[tuple[bytes, bytes]], header: PngHeader) -> n
     if len(data) != num_bytes or not stream.eof:
         return None
     rows = np.frombuffer(data, np.uint8).reshape(header.height, header.width + 1)
-    return None if rows[:, 0].any() else np.ascontiguousarray(rows[:, 1:])
+    return None if rows[:, 0].any() else rows[:, 1:].copy()
 
 
 def decode_deep_grey_alpha(chunks: list[tuple[bytes, bytes]]) -> np.ndarray:

@@ -202,7 +202,10 @@ def test_rows_without_filters_are_read_straight_and_others_by_pillow(filtered):
     assert (straight is None) == filtered
     found = png.decode_pixels(png.SIGNATURE + b"".join(map(png._encode_chunk, chunks))) if filtered else straight
     np.testing.assert_array_equal(found, levels)
-    assert found.flags.c_contiguous
+    assert found.flags.c_contiguous and found.flags.writeable
+    low = with_rows(b"\0\7\10", 1, 2)
+    one_row = png.decode_unfiltered(low, png.read_header(low))
+    assert one_row.tolist() == [[7, 8]] and one_row.flags.writeable
 
 
 def test_data_of_another_length_than_the_header_says_are_never_unpacked_whole():
