@@ -80,6 +80,18 @@ def test_gradients_reach_the_masks_that_the_first_frame_is_remembered_with() -> 
     assert first.grad[0, 3].abs().max() == 0  # no object has this slot
 
 
+def test_the_step_takes_bfloat16() -> None:
+    model, clips = small_stm(), make_clips()
+    with torch.no_grad():
+        exact, _ = StmCycleObjective(model)(*clips)
+    with torch.autocast("cpu", torch.bfloat16):
+        loss, _ = StmCycleObjective(model)(*clips)
+    loss.backward()
+    assert loss.dtype == torch.float32
+    assert loss.item() == pytest.approx(exact.item(), rel=0.02)
+    assert all(parameter.grad is not None and parameter.grad.isfinite().all() for parameter in model.parameters())
+
+
 def test_without_the_cycle_only_the_way_forward_counts() -> None:
     model, clips = small_stm(), make_clips()
     with torch.no_grad():

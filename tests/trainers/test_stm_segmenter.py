@@ -76,6 +76,18 @@ def test_corrections_change_later_frames_only() -> None:
     assert same == [True, True, True, False, False, False, False]  # frame 3 is corrected, and remembered after it
 
 
+def test_half_precision_changes_probabilities_little_and_corrections_stay_exact() -> None:
+    model, (images, first) = small_stm(), video()
+    outputs = []
+    for amp in (False, True):
+        segmenter = StmSegmenter(model, StmOptions(mem_every=2, correction=CORRECTION, amp=amp))
+        segmenter.start(images[0], first)
+        outputs.append(torch.cat([segmenter.step(image) for image in images[1:4]]))
+    exact, halved = outputs
+    assert halved.dtype == torch.float32
+    assert 0 < (exact - halved).abs().max() < 0.05
+
+
 def test_memory_is_bounded_and_keeps_the_given_frame() -> None:
     model, (images, first) = small_stm(), video()
     segmenter = StmSegmenter(model, StmOptions(mem_every=1, max_kept=3))
