@@ -68,8 +68,14 @@ def end_with_launcher() -> None:
             os.kill(os.getpid(), signal.SIGTERM)
 
 
+class DeviceError(ValueError):
+    """A device that does not exist, or not here: bad usage, not bad data."""
+
+    exit_status = 2
+
+
 def choose_device(name: str, ranks: Ranks) -> torch.device:
-    """`name` ("auto", "cpu", "cuda", "cuda:1", ...) as the device of this rank. Raises ValueError if it is not there.
+    """`name` ("auto", "cpu", "cuda", "cuda:1", ...) as the device of this rank. Raises DeviceError if it is not there.
 
     "auto" is the GPU of this rank's number where there is a GPU, else the CPU; "cuda" with several ranks likewise.
     """
@@ -77,14 +83,14 @@ def choose_device(name: str, ranks: Ranks) -> torch.device:
         name = "cuda" if torch.cuda.is_available() else "cpu"
     kind, _, index = name.partition(":")
     if kind not in ("cpu", "cuda") or (index and not index.isdecimal()):
-        raise ValueError(f"unknown device {name!r}; use auto, cpu, cuda, or cuda:1 and the like")
+        raise DeviceError(f"unknown device {name!r}; use auto, cpu, cuda, or cuda:1 and the like")
     if kind == "cpu":
         return torch.device("cpu")
     if not torch.cuda.is_available():
-        raise ValueError(f"device={name} but torch sees no GPU; use device=cpu or device=auto")
+        raise DeviceError(f"device={name} but torch sees no GPU; use device=cpu or device=auto")
     number = int(index) if index else ranks.local_rank
     if number >= torch.cuda.device_count():
-        raise ValueError(f"device={name}: {torch.cuda.device_count()} GPUs here, none has number {number}")
+        raise DeviceError(f"device={name}: {torch.cuda.device_count()} GPUs here, none has number {number}")
     return torch.device("cuda", number)
 
 

@@ -17,7 +17,7 @@ import torch
 from tests.trainers.small_runs import assert_equal_states, build_shards, plain_config, write_config
 from trainers.checkpoints import load_model, read_checkpoint
 from trainers.config import make_config
-from trainers.distributed import Ranks, Threads, choose_device, read_ranks, share_threads
+from trainers.distributed import DeviceError, Ranks, Threads, choose_device, read_ranks, share_threads
 from trainers.journal import read_journal
 from trainers.stages import Place
 from trainers.stopping import STOPPED_STATUS
@@ -54,8 +54,9 @@ def test_cores_are_shared_among_the_ranks_of_a_machine(monkeypatch: pytest.Monke
 def test_a_device_that_is_not_there_is_refused_with_what_is(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert choose_device("auto", Ranks()) == CPU
-    with pytest.raises(ValueError, match="device=cuda but torch sees no GPU; use device=cpu or device=auto"):
+    with pytest.raises(DeviceError, match="device=cuda but torch sees no GPU; use device=cpu or device=auto") as error:
         choose_device("cuda", Ranks())
+    assert error.value.exit_status == 2
     for name in ("gpu0", "meta", "mps", "cuda:x", ""):
         with pytest.raises(ValueError, match=f"unknown device {name!r}; use auto, cpu, cuda"):
             choose_device(name, Ranks())
