@@ -16,6 +16,7 @@ from pipelines.types import Batch, Normalisation
 from shards.errors import DataError
 from shards.storage import replacing
 from trainers.batches import arguments_of, inputs_of, part_of
+from trainers.checkpoint_writer import copied
 from trainers.config import make_config
 from trainers.methods import METHODS
 from trainers.objectives import OBJECTIVES
@@ -55,8 +56,8 @@ def _kept_clip(stage: StageRun, clip: Batch) -> dict[str, Any]:
         "described": stage.describe(clip, 0),
         "tensors": tensors,
         "normalisation": dataclasses.asdict(clip.normalisation),
-        # Arguments that are objects of a method cannot be kept; they are functions of the batch without its plans.
-        "arguments": {name: _plain(value) for name, value in arguments.items() if _is_plain(value)},
+        # Other objects could not be read back without executing what a file names.
+        "arguments": {name: copied(value) for name, value in arguments.items() if _is_plain(value)},
     }
 
 
@@ -64,10 +65,6 @@ def _is_plain(value: object) -> bool:
     if isinstance(value, list | tuple):
         return all(_is_plain(item) for item in value)
     return value is None or isinstance(value, bool | int | float | str | Tensor)
-
-
-def _plain(value: Any) -> Any:
-    return value.cpu().clone() if isinstance(value, Tensor) else value
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,6 +111,8 @@ def replay(path: Path, device: torch.device) -> tuple[int, list[ReplayedClip]]:
 
 
 def _on(device: torch.device, value: Any) -> Any:
+    if isinstance(value, list | tuple):
+        return type(value)(_on(device, item) for item in value)
     return value.to(device) if isinstance(value, Tensor) else value
 
 

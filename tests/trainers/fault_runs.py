@@ -1,0 +1,210 @@
+"""Faults done to whole jobs, for a person to run again: `python -m tests.trainers.fault_runs --points 50`.
+
+Two ranks on the CPU under tools/launch.py, on made-up video. Prints a row per fault: what the user sees, steps lost,
+seconds from the fault to the next new step, and whether the end equals an undisturbed run bit for bit.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import random
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tests.trainers.small_runs import assert_equal_states, build_shards, plain_config, write_config
+from tests.trainers.test_distributed import processes_of, start_ranks
+from trainers.checkpoints import list_checkpoints
+from trainers.journal import read_journal
+
+STEPS = 24
+
+
+@dataclass
+class Job:
+    """One job in its own folder: its config, its processes, how far it has come."""
+
+    config: Path
+    folder: Path
+    process: subprocess.Popen[str]
+
+    def last_step(self) -> int:
+        """Of the journal's reports; a run reports every step."""
+        return max((r["step"] for r in read_journal(self.folder) if r["kind"] == "report"), default=0)
+
+    def log(self) -> str:
+        return self.config.with_suffix(".log").read_text()
+
+
+def run_values(shards: Path, output: Path) -> dict[str, Any]:
+    values = plain_config(shards, output, report_every=1, checkpoint_every=2, keep=3, hang_seconds=60)
+    values["stages"][0]["steps"] = STEPS
+    return values
+
+
+def begin(shards: Path, root: Path, name: str, *words: str, restarts: int = 0, **changes: Any) -> Job:
+    config = write_config(root / f"{name}.yaml", run_values(shards, root / name) | changes)
+    return Job(config, root / name, start_ranks(config, *words, restarts=restarts))
+
+
+def wait_until(condition: Callable[[], Any], job: Job, seconds: float = 300) -> float:
+    """Seconds until the condition holds or the job has ended."""
+    started = time.monotonic()
+    while not condition() and job.process.poll() is None and time.monotonic() - started < seconds:
+        time.sleep(0.05)
+    return time.monotonic() - started
+
+
+def kill_job(job: Job) -> None:
+    """SIGKILL to the launcher and its ranks, as a lost machine or the queue's last word."""
+    ranks = processes_of(job.process)
+    for pid in (job.process.pid, *ranks):
+        os.kill(pid, signal.SIGKILL)
+    job.process.wait()
+    while any(Path(f"/proc/{pid}").exists() for pid in ranks):
+        time.sleep(0.02)
+
+
+def rank_kills(shards: Path, root: Path, points: int, dice: random.Random) -> list[str]:
+    """One job whose ranks are killed one at a time at random moments after the first step of each attempt."""
+    job = begin(shards, root, "rank-kills", restarts=points)
+    rows = []
+    for _ in range(points):
+        before = job.last_step()
+        wait_until(lambda: job.last_step() > before, job)  # noqa: B023 - called at once
+        time.sleep(dice.uniform(0, 1))
+        ranks = processes_of(job.process)
+        if job.process.poll() is not None or not ranks:
+            break
+        reached, rank = job.last_step(), dice.randrange(len(ranks))
+        newest = max((int(path.stem.partition("-")[2]) for path in list_checkpoints(job.folder)), default=0)
+        os.kill(ranks[rank], signal.SIGKILL)
+        killed = time.monotonic()
+        wait_until(lambda: job.last_step() < reached or job.last_step() > reached, job)  # noqa: B023
+        wait_until(lambda: job.last_step() > reached, job)  # noqa: B023
+        rows.append(f"rank {rank} after step {reached}: {reached - newest} lost, {time.monotonic() - killed:.0f} s")
+    return [*rows, f"{len(rows)} kills, status {job.process.wait()}", same_end(job.folder, root)]
+
+
+def job_kills(shards: Path, root: Path, points: int, dice: random.Random) -> list[str]:
+    """A job that is killed as a whole, at any moment of its life, and started again with --resume."""
+    rows = []
+    for point in range(points):
+        job = begin(shards, root, "job-kills", "--resume")
+        before = job.last_step()
+        delay = dice.uniform(0, 20)
+        wait_until(lambda: False, job, delay)
+        if job.process.poll() is not None:
+            break
+        kill_job(job)
+        newest = max((int(path.stem.partition("-")[2]) for path in list_checkpoints(job.folder)), default=0)
+        reached = job.last_step()
+        rows.append(f"kill {point + 1} after {delay:.1f} s: steps {before} to {reached}, {reached - newest} lost")
+    job = begin(shards, root, "job-kills", "--resume")
+    return [*rows, f"{len(rows)} kills, status {job.process.wait()}", same_end(job.folder, root)]
+
+
+def hung_rank(shards: Path, root: Path, *_: Any) -> list[str]:
+    """A rank that is stopped dead (SIGSTOP), as one that waits for a disk that does not answer."""
+    job = begin(shards, root, "hung", restarts=1, hang_seconds=10)
+    wait_until(lambda: job.last_step() >= 3, job)
+    reached = job.last_step()
+    os.kill(processes_of(job.process)[1], signal.SIGSTOP)
+    stopped = time.monotonic()
+    wait_until(lambda: "no progress for" in job.log(), job)
+    seen = time.monotonic() - stopped
+    wait_until(lambda: job.last_step() > reached + 1, job)
+    again = time.monotonic() - stopped
+    said = next((line for line in job.log().splitlines() if "no progress" in line), "nothing was said")
+    return [said, f"said after {seen:.0f} s, new steps after {again:.0f} s", same_end(job.folder, root, job)]
+
+
+def full_disk(shards: Path, root: Path, *_: Any) -> list[str]:
+    """The run's folder on a file system of 12 MB: the third checkpoint does not fit. Needs the right to mount."""
+    disk = root / "small-disk"
+    disk.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=12m", "none", str(disk)], check=False).returncode:
+        return ["not tried: no right to mount"]
+    try:
+        job = begin(shards, root, "disk", output=str(disk / "run"))
+        job.folder = disk / "run"
+        status = job.process.wait()
+        said = next((line for line in job.log().splitlines() if "No space" in line), "nothing was said")
+        there = [path.name for path in list_checkpoints(job.folder)]
+        subprocess.run(["mount", "-o", "remount,size=64m", str(disk)], check=True)
+        job.process = start_ranks(job.config, "--resume")
+        again = job.process.wait()
+        return [
+            said,
+            f"status {status}, left {', '.join(there)}; with room, --resume: {again}",
+            same_end(job.folder, root),
+        ]
+    finally:
+        subprocess.run(["umount", str(disk)], check=False)
+
+
+def replaced_shard(shards: Path, root: Path, *_: Any) -> list[str]:
+    """A shard that gets other bytes of the same length in the middle of a run, then its own again."""
+    tar = next(shards.glob("*.tar"))
+    own = tar.read_bytes()
+    job = begin(shards, root, "replaced")
+    wait_until(lambda: job.last_step() >= 4, job)
+    try:
+        with tar.open("r+b") as file:  # in place: open descriptors see it
+            file.write(bytes(byte ^ 0x55 for byte in own))
+        status = job.process.wait()
+    finally:
+        with tar.open("r+b") as file:
+            file.write(own)
+    said = next((line for line in job.log().splitlines() if "tar" in line and "expected" in line), "nothing was said")
+    job.process = start_ranks(job.config, "--resume")
+    job.process.wait()
+    return [said, f"status {status} after step {job.last_step()}", same_end(job.folder, root, job)]
+
+
+def same_end(folder: Path, root: Path, job: Job | None = None) -> str:
+    if job is not None:
+        job.process.wait()
+    name = f"checkpoint-{STEPS}.pt"
+    try:
+        assert_equal_states(folder / name, root / "undisturbed" / name)
+    except (AssertionError, ValueError, OSError) as error:
+        return f"NOT the same end: {error}"
+    return "the same end, bit for bit"
+
+
+FAULTS = {
+    "rank-kills": rank_kills,
+    "job-kills": job_kills,
+    "hung-rank": hung_rank,
+    "full-disk": full_disk,
+    "replaced-shard": replaced_shard,
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("faults", nargs="*", help=f"of {', '.join(FAULTS)} (default: all)")
+    parser.add_argument("--points", type=int, default=5, help="random moments of the kills (default: %(default)s)")
+    parser.add_argument("--seed", type=int, default=0)
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory(prefix="vosforge-faults-") as folder:
+        root = Path(folder)
+        shards = build_shards(root / "data")
+        begin(shards, root, "undisturbed").process.wait()
+        for name in options.faults or FAULTS:
+            started = time.monotonic()
+            for row in FAULTS[name](shards, root, options.points, random.Random(options.seed)):
+                print(f"{name}: {row}", flush=True)
+            print(f"{name}: {time.monotonic() - started:.0f} s in all", flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
