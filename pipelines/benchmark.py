@@ -67,14 +67,16 @@ def time_clips(clips: Sequence[EncodedClip], names: Sequence[str] = ("cpu", "pap
     )
 
 
-def take_turns(work: dict[str, Callable[[], None]], rounds: int) -> dict[str, float]:
-    """Median CPU seconds of each piece of work over `rounds` rounds in turn, after one round that does not count."""
+def take_turns(
+    work: dict[str, Callable[[], None]], rounds: int, *, clock: Callable[[], float] = time.process_time
+) -> dict[str, float]:
+    """Median seconds of each piece of work by `clock` over `rounds` rounds in turn, after one that does not count."""
     seconds: dict[str, list[float]] = {name: [] for name in work}
     for _ in range(rounds + 1):
         for name, function in work.items():
-            started = time.process_time()
+            started = clock()
             function()
-            seconds[name].append(time.process_time() - started)
+            seconds[name].append(clock() - started)
     return {name: statistics.median(values[1:]) for name, values in seconds.items()}
 
 

@@ -22,22 +22,17 @@ import numpy as np
 import torch
 from PIL import Image
 
-from pipelines.benchmark import ClipTiming, describe_machine, time_clips
+from pipelines.benchmark import describe_machine
 from pipelines.build_benchmark import LARGER, BuildMeasure, BuildTiming, derived_hours, time_build
-from pipelines.executors import EXECUTORS
 from pipelines.mask_benchmark import MaskTiming, time_masks
 from pipelines.reading_benchmark import time_reading, time_start
-from pipelines.recipes.rde import RdeVideo
-from pipelines.sampling import MixEntry
-from pipelines.source import ClipSource
-from shards.build import build, silent
 from shards.masks import MASK_CODECS
-from shards.plan import BuildRequest, make_plan
-from shards.reader import ShardSet
-from shards.sources.moving_shapes import MovingShapes, write_moving_shapes
+from shards.sources.moving_shapes import write_moving_shapes
 from shards.sparse_set import SparseSet, write_sparse_set
 from shards.storage import write_bytes
 from tools.cli import Parser, run
+from tools.clips_table import add_clips, measure_clips
+from tools.made_video import FULL_SIZE
 from tools.reading_table import reading_table
 from tools.stm_step import add_stm_correction, add_stm_step, measure_stm_correction, measure_stm_step
 from tools.targets_table import add_targets, measure_targets
@@ -45,9 +40,6 @@ from trainers.distributed import Ranks, choose_device
 from trainers.provenance import read_versions
 from trainers.scoring_benchmark import ScoringTiming, time_scoring
 from trainers.step_benchmark import OURS, PUBLISHED, VARIANTS, StepCost, StepSize, time_steps
-
-FULL_SIZE = MovingShapes(num_train=6, num_val=2, num_frames=20, height=480, width=854)
-"""Made where no data is given: DAVIS's frame size, because costs go with pixels."""
 
 
 def main() -> None:
@@ -76,12 +68,7 @@ def _parse(arguments: list[str]) -> Namespace:
     parser = Parser(prog="benchmark.py", description=__doc__)
     commands = parser.add_subparsers(dest="what", required=True)
     clips = commands.add_parser("clips", help="clips per second and core of the executors")
-    clips.add_argument("dataset", type=Path, nargs="?", help="shard set (default: moving shapes, made on the spot)")
-    clips.add_argument("--split", default="train", help="which videos (default: %(default)s)")
-    clips.add_argument("--clips", type=int, default=16, help="clips per round (default: %(default)s)")
-    clips.add_argument(
-        "--executors", nargs="+", choices=list(EXECUTORS), default=["cpu", "paper"], help="default: cpu paper"
-    )
+    add_clips(clips)
     scoring = commands.add_parser("scoring", help="milliseconds per scored object and frame")
     scoring.add_argument("truth", type=Path, nargs="?", help="shard set or DAVIS folder (default: moving shapes)")
     scoring.add_argument("results", type=Path, nargs="?", help="folder of <video>/<frame>.png")
@@ -134,30 +121,6 @@ def _add_build(shards: ArgumentParser) -> None:
     shards.add_argument("--frames", type=int, default=40, help="frames of each video (default: %(default)s)")
     shards.add_argument("--processes", type=int, default=2, help="besides one (default: %(default)s)")
     shards.add_argument("--mask-codec", choices=MASK_CODECS, default="lz4", help="default: %(default)s")
-
-
-def _measure_clips(options: Namespace, scratch: Path) -> tuple[dict[str, object], str]:
-    with ShardSet.open(options.dataset or _made_shards(scratch)) as shard_set:
-        source = ClipSource([MixEntry(shard_set, options.split)], RdeVideo(), seed=0, steps=1000, batch_size=4)
-        clips = [source.read(source.plan(number)) for number in range(options.clips)]
-        codec, name = shard_set.mask_codec, shard_set.name
-    timing = time_clips(clips, options.executors, rounds=options.rounds)
-    title = f"{timing.num_clips} clips of {timing.num_frames} frames of {name}, {codec} masks, RDE's recipe, one thread"
-    return asdict(timing) | {"dataset": name, "mask_codec": codec}, f"{title}\n\n{_clip_table(timing)}"
-
-
-def _clip_table(timing: ClipTiming) -> str:
-    lines = [f"{'executor':<14}{'ms per clip':>12}{'clips/s':>10}{'ms per frame':>14}"]
-    rows = timing.executors | {"decode alone": timing.stages["decode"]}
-    for name, cost in rows.items():
-        lines.append(f"{name:<14}{cost:>12.2f}{1e3 / cost:>10.1f}{cost / timing.num_frames:>14.3f}")
-    if {"cpu", "paper"} <= set(timing.executors):
-        lines.append(f"\npaper / cpu: {timing.executors['paper'] / timing.executors['cpu']:.2f}")
-    lines.append(f"\n{'stage of cpu':<14}{'ms per clip':>12}{'share':>10}")
-    for name, cost in timing.stages.items():
-        share = "(after it)" if name == "assembly" else f"{cost / timing.executors.get('cpu', float('nan')):.0%}"
-        lines.append(f"{name:<14}{cost:>12.2f}{share:>10}")
-    return "\n".join(lines)
 
 
 def _measure_scoring(options: Namespace, scratch: Path) -> tuple[dict[str, object], str]:
@@ -282,15 +245,8 @@ def _step_table(size: StepSize, costs: dict[str, StepCost]) -> str:
     return "\n".join(lines)
 
 
-def _made_shards(scratch: Path) -> Path:
-    write_moving_shapes(scratch / "davis", FULL_SIZE)
-    request = BuildRequest("davis2017", (scratch / "davis",), scratch)
-    build(request, make_plan(request), silent)
-    return scratch / request.data_set
-
-
 BENCHMARKS: dict[str, Callable[[Namespace, Path], tuple[dict[str, object], str]]] = {
-    "clips": _measure_clips,
+    "clips": measure_clips,
     "scoring": _measure_scoring,
     "build": _measure_build,
     "masks": _measure_masks,

@@ -43,6 +43,10 @@ def test_clips_prints_the_ratio_and_writes_json(
     ratio = read["result"]["executors"]["paper"] / read["result"]["executors"]["cpu"]
     assert f"paper / cpu: {ratio:.2f}" in printed
     assert "2 clips of 5 frames of davis2017, lz4 masks" in printed
+    for row in ("cpu and assembly", "paper in a torch DataLoader", "cpu and spline", "paper, spline per pixel"):
+        assert f"\n{row:<36}" in printed
+    assert "stage 0: 3 frames of one still" in printed
+    assert set(read["result"]["assembly"]) == {"choice of objects", "slots", "damage of first masks", "floats", "all"}
     assert read["benchmark"] == "clips"
     assert set(read["machine"]) == {"processor", "cores", "system"}
     assert read["versions"]["torch"] == torch.__version__

@@ -1,0 +1,86 @@
+"""`benchmark.py clips`: what clips cost on one core, each way beside its alternatives and the JPEG floor."""
+
+from __future__ import annotations
+
+from argparse import ArgumentParser, Namespace
+from dataclasses import asdict
+from pathlib import Path
+
+from pipelines.benchmark import ClipTiming, time_clips
+from pipelines.clip_benchmark import (
+    FINISHED,
+    LOADER,
+    NAIVE,
+    STILL_CPU,
+    STILL_PAPER,
+    Costs,
+    time_assembly,
+    time_still_ways,
+    time_video_ways,
+)
+from pipelines.executors import EXECUTORS
+from pipelines.parity_clips import draw_clips
+from shards.reader import ShardSet
+from tools.made_video import made_shards
+
+
+def add_clips(clips: ArgumentParser) -> None:
+    """The arguments of `benchmark.py clips`."""
+    clips.add_argument("dataset", nargs="?", help="shard set of video (default: moving shapes, made on the spot)")
+    clips.add_argument("--split", default="train", help="which videos (default: %(default)s)")
+    clips.add_argument("--clips", type=int, default=16, help="clips per round (default: %(default)s)")
+    clips.add_argument(
+        "--executors", nargs="+", choices=list(EXECUTORS), default=["cpu", "paper"], help="default: cpu paper"
+    )
+
+
+def measure_clips(options: Namespace, scratch: Path) -> tuple[dict[str, object], str]:
+    """Time them all. Returns the numbers and a table for people."""
+    with ShardSet.open(options.dataset or made_shards(scratch)) as shard_set:
+        drawn = draw_clips(shard_set, options.split, ["rde_video", "rde_static"], options.clips)
+        codec, name = shard_set.mask_codec, shard_set.name
+    video, stills = drawn["rde_video"], drawn["rde_static"]
+    timing = time_clips(video, ["cpu"], rounds=options.rounds)
+    ways = time_video_ways(video, options.executors, rounds=options.rounds)
+    still_ways = time_still_ways(stills, rounds=options.rounds)
+    assembly = time_assembly(video, rounds=options.rounds)
+    title = f"{timing.num_clips} clips of {timing.num_frames} frames of {name}, {codec} masks, RDE's recipe, one thread"
+    tables = [title, _costs_table(ways), _ratios(ways), _stage_table(timing, assembly)]
+    tables += [f"stage 0: {still_ways.num_frames} frames of one still", _costs_table(still_ways), _ratios(still_ways)]
+    executors = {executor: ways.ways[executor] for executor in options.executors}
+    result = asdict(timing) | {"dataset": name, "mask_codec": codec, "executors": executors, "ways": asdict(ways)}
+    result |= {"still_ways": asdict(still_ways), "assembly": assembly}
+    return result, "\n\n".join(tables)
+
+
+def _costs_table(costs: Costs) -> str:
+    lines = [f"{'':<36}{'ms per clip':>12}{'clips/s':>10}{'ms per frame':>14}{'x floor':>10}"]
+    for name, cost in (costs.ways | {"JPEG decoding alone": costs.floor}).items():
+        per_frame = cost / costs.num_frames
+        lines.append(f"{name:<36}{cost:>12.2f}{1e3 / cost:>10.1f}{per_frame:>14.3f}{cost / costs.floor:>10.2f}")
+    return "\n".join(lines)
+
+
+RATIOS = (("paper", "cpu"), (LOADER, FINISHED), (NAIVE, "dali"), (STILL_PAPER, STILL_CPU))
+
+
+def _ratios(costs: Costs) -> str:
+    return "\n".join(
+        f"{slow} / {fast}: {costs.ways[slow] / costs.ways[fast]:.2f}"
+        for slow, fast in RATIOS
+        if {slow, fast} <= set(costs.ways)
+    )
+
+
+def _stage_table(timing: ClipTiming, assembly: dict[str, float]) -> str:
+    cpu = timing.executors.get("cpu", float("nan"))
+    lines = [f"{'where the cpu executor spends it':<36}{'ms per clip':>12}{'share':>10}"]
+    stages = {name: cost for name, cost in timing.stages.items() if name != "assembly"}
+    for name, cost in (stages | {"the rest": cpu - sum(stages.values())}).items():
+        lines.append(f"{name:<36}{cost:>12.2f}{cost / cpu:>10.0%}")
+    lines.append(f"\n{'assembly, after any executor':<36}{'ms per clip':>12}{'share':>10}")
+    whole = assembly["all"]
+    parts = {name: cost for name, cost in assembly.items() if name != "all"}
+    for name, cost in (parts | {"the rest": whole - sum(parts.values()), "all": whole}).items():
+        lines.append(f"{name:<36}{cost:>12.2f}{cost / whole:>10.0%}")
+    return "\n".join(lines)
