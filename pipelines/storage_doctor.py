@@ -152,8 +152,10 @@ def verdict(found: Diagnosis) -> list[str]:
 
 def _state(found: Diagnosis) -> str:
     cold = [read.cold for read in found.reads if read.cold is not None]
-    if not cold:
+    if not cold and "://" in found.place:
         return "over the network; the server may hold it in its memory"
+    if not cold:
+        return "cold or warm: of files that belong to others the kernel does not tell"
     if min(cold) > 0.9:
         return "cold: not in this machine's memory when asked for; a disk or its host may have a cache of its own"
     if max(cold) < 0.1:

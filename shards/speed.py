@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import mmap
+import os
 import statistics
 import threading
 import time
@@ -58,7 +59,8 @@ class StorageSpeed:
 class Measured:
     """Reads of `size` bytes, `parallel` at a time. seconds: wall time of all. p50, p99: seconds of one read.
 
-    cold: share of the reads whose first page was not in memory; None where that cannot be known (remote files).
+    cold: share of the reads whose first page was not in memory; None where that cannot be known: of remote files, and of
+    those of other users.
     """
 
     size: int
@@ -189,16 +191,21 @@ def _place(targets: Sequence[Target], size: int, number: int) -> tuple[Target, i
 
 
 def _chill(target: Target, start: int, size: int) -> bool | None:
-    """Have a range forgotten; whether it then is. None for remote files."""
+    """Have a range forgotten; whether it then is. None where that cannot be known."""
     if target.path is None:
         return None
     if size:
         drop_from_page_cache(target.path, start, size)
-    return not _in_memory(target.path, start)
+    return not _in_memory(target.path, start) if _may_ask(target.path) else None
+
+
+def _may_ask(path: Path) -> bool:
+    """Whether the kernel tells the truth about a file: of others' files it says that all of it is in memory."""
+    return os.geteuid() in (0, path.stat().st_uid) or os.access(path, os.W_OK)
 
 
 def _in_memory(path: Path, start: int) -> bool:
-    """Whether the page cache holds the page of a byte. Of files of other users the kernel says yes.
+    """Whether the page cache holds the page of a byte.
 
     By mincore: a read that must not wait (RWF_NOWAIT) would make newer kernels fetch the page.
     """

@@ -131,7 +131,7 @@ def test_shards_of_a_set_are_measured_as_the_set_opens_them(root):
         (1.0, "cold: not in this machine's memory"),
         (0.0, "WARM"),
         (0.5, "partly warm: 50 %"),
-        (None, "over the network"),
+        (None, "of files that belong to others the kernel does not tell"),
     ],
 )
 def test_the_verdict_says_what_was_measured(cold, words):
