@@ -59,7 +59,7 @@ class StorageSpeed:
 class Measured:
     """Reads of `size` bytes, `parallel` at a time. seconds: wall time of all. p50, p99: seconds of one read.
 
-    cold: share of the reads whose first page was not in memory; None where that cannot be known: of remote files, and of
+    cold: share of the reads whose first page was not in memory; None where that cannot be known: remote files, and
     those of other users.
     """
 
