@@ -210,7 +210,7 @@ def _add_protocol_arguments(parser: Parser) -> None:
 
 def _add_run_arguments(parser: Parser) -> None:
     parser.add_argument(
-        "--mem-every", type=int, metavar="N", help="memorise every Nth frame (default: 4 for youtube_vos, else 3)"
+        "--mem-every", type=int, metavar="N", help="memorise every Nth frame (default: stm 5; rde 3, for youtube_vos 4)"
     )
     parser.add_argument("--amp", action="store_true", help="autocast: float16 on a GPU, bfloat16 on a CPU")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1 ... (default: %(default)s)")
