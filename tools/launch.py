@@ -20,6 +20,7 @@ import os
 import signal
 import sys
 import tempfile
+import time
 from argparse import Namespace
 from contextlib import redirect_stderr
 from pathlib import Path
@@ -31,7 +32,7 @@ from torch.distributed.run import run as launch
 
 from tools.cli import BAD_DATA, BAD_USAGE, run
 from trainers.distributed import FRESH_STORE_VARIABLE
-from trainers.stopping import ENDING_VARIABLE, INTERRUPTED_STATUS, STOPPED_STATUS
+from trainers.stopping import ENDING_VARIABLE, INTERRUPTED_STATUS, STARTED_VARIABLE, STOPPED_STATUS
 
 SIGNALS = "SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1"
 """Passed on to the processes. torchrun alone dies of SIGUSR1, with which Slurm gives notice."""
@@ -56,7 +57,7 @@ def launch_tool(arguments: list[str]) -> int:
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # torchrun's choice, without its warning; the config says threads
     with tempfile.TemporaryDirectory(prefix="vosforge-launch-") as folder:
         ending = Path(folder) / "status"
-        os.environ[ENDING_VARIABLE] = str(ending)
+        os.environ[ENDING_VARIABLE], os.environ[STARTED_VARIABLE] = str(ending), str(time.monotonic())
         try:
             launch(options)
         except ChildFailedError as error:

@@ -32,7 +32,7 @@ from trainers.config import Config, ConfigError, load_config
 from trainers.distributed import Ranks, choose_device, end_with_launcher, read_ranks
 from trainers.loop import Ending
 from trainers.replay import replay
-from trainers.stopping import ENDING_VARIABLE, INTERRUPTED_STATUS, STOPPED_STATUS
+from trainers.stopping import ENDING_VARIABLE, INTERRUPTED_STATUS, STARTED_VARIABLE, STOPPED_STATUS
 from trainers.training import Outcome, Start, train
 
 STATUSES = {Ending.FINISHED: 0, Ending.STOPPED: STOPPED_STATUS, Ending.INTERRUPTED: INTERRUPTED_STATUS}
@@ -53,7 +53,7 @@ def train_tool(arguments: list[str]) -> int:
         return _replay(options)
     if "RANK" in os.environ:
         end_with_launcher()
-    start = Start(options.resume or _is_restart(), options.force, options.max_time)
+    start = Start(options.resume or _is_restart(), options.force, _time_left(options.max_time))
     if read_ranks(os.environ).is_first:
         outcome = _train_with_bar(load_config(options.config, options.overrides), start)
         print(_last_words(outcome))
@@ -109,6 +109,13 @@ def duration_s(text: str) -> float:
 def _is_restart() -> bool:
     """Whether torchrun has started this process again after one of the job died (--max-restarts)."""
     return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
+
+
+def _time_left(max_time: float | None) -> float | None:
+    """Seconds, of those since the job began; a job that has been started again by its launcher does not begin anew."""
+    if max_time is None or STARTED_VARIABLE not in os.environ:
+        return max_time
+    return max_time - (time.monotonic() - float(os.environ[STARTED_VARIABLE]))
 
 
 def _train_quietly(options: Namespace, start: Start) -> Outcome:

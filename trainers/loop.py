@@ -32,7 +32,7 @@ def train_stage(run: StageRun, hooks: Hooks, stop: StopRequest) -> Ending:
     ending = Ending.FINISHED
     hooks.on_phase("waiting for data")
     for batch in run.loader:
-        hooks.on_phase(f"computing step {run.first_step + batch.step + 1}")
+        hooks.on_phase(f"in the forward and backward passes of step {run.first_step + batch.step + 1}")
         set_learning_rate(run.optimizer, run.learning_rate.at(batch.step, run.steps))
         loss, metrics = forward_backward(run, batch, work)
         size = gradient_size(run)

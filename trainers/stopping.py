@@ -24,6 +24,10 @@ The process itself ends with 0 then, because torchrun takes every other status f
 """
 
 
+STARTED_VARIABLE = "VOSFORGE_STARTED"
+"""Environment variable: `time.monotonic()` when the job began, from which time limits count through its restarts."""
+
+
 class StoppedAtOnce(BaseException):
     """SIGTERM or SIGUSR1 while there was nothing to save. No Exception: code that mends errors must let it pass."""
 

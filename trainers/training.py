@@ -146,7 +146,7 @@ def _keep_records(run: Run, stack: ExitStack, step: int) -> Journal:
     if config.plots:
         stack.callback(write_curves, config.folder)
     journal = stack.enter_context(Journal(config.folder, step=step, tensorboard=config.tensorboard))
-    best = Best(config.folder, step=step)
+    best = Best(config.folder, as_plain(config)["validation"], step=step)
     writer = CheckpointWriter(
         config.folder,
         keep=config.keep,

@@ -6,7 +6,7 @@ import json
 import logging
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -136,11 +136,14 @@ def _restore(modes: list[tuple[nn.Module, bool]]) -> None:
 class Best:
     """Which checkpoint of a run has scored best so far, in `best.json`."""
 
-    def __init__(self, folder: Path, *, step: int) -> None:
-        """Go on after `step` updates: what was found later will be found again."""
-        self._path = folder / BEST_FILE
+    def __init__(self, folder: Path, asked: Mapping[str, Any] | None, *, step: int) -> None:
+        """Go on after `step` updates: what was found later will be found again.
+
+        asked: what is validated, as plain values; figures of something else are no standard.
+        """
+        self._path, self._asked = folder / BEST_FILE, asked
         found: dict[str, Any] = json.loads(self._path.read_text(encoding="utf-8")) if self._path.exists() else {}
-        self._found = found if found and found["step"] <= step else {}
+        self._found = found if found and found["step"] <= step and found["of"] == asked else {}
 
     @property
     def step(self) -> int | None:
@@ -151,6 +154,6 @@ class Best:
         """Note the figures after a step if they are better than all before; whether they are."""
         if self._found and figures[MEASURE] <= self._found[MEASURE]:
             return False
-        self._found = {"checkpoint": f"checkpoint-{step}.pt", "step": step, **figures}
+        self._found = {"checkpoint": f"checkpoint-{step}.pt", "step": step, **figures, "of": self._asked}
         write_bytes(self._path, (json.dumps(self._found, indent=2) + "\n").encode())
         return True

@@ -96,4 +96,4 @@ def test_every_phase_of_a_step_is_announced_and_waits_without_limit_are_named_so
     hooks = dataclasses.replace(Heard().hooks(), on_phase=phases.append)
     train_stage(make_run(OneWeight(), range(4, 5)), hooks, StopRequest())
     waiting = "waiting for the other ranks at the end of step 15"
-    assert phases == ["waiting for data", "computing step 15", waiting, "", ""]
+    assert phases == ["waiting for data", "in the forward and backward passes of step 15", waiting, "", ""]
