@@ -5,7 +5,7 @@ body { max-width: none; }
 #browser { display: grid; grid-template-columns: 17rem 1fr; gap: 1.2rem; }
 #list { max-height: 86vh; overflow: auto; border-right: 1px solid #dfe3e8; }
 #list button { display: block; width: 100%; text-align: left; border: 0; background: none; padding: .3rem .5rem;
-  font: inherit; cursor: pointer; border-radius: 4px; }
+  font: inherit; cursor: pointer; border-radius: 4px; overflow-wrap: anywhere; }
 #list button.chosen { background: #2f6fde; color: #fff; }
 #filter { width: 14.5rem; margin-bottom: .4rem; font: inherit; padding: .2rem .4rem; }
 .controls { display: flex; gap: 1.2rem; align-items: center; flex-wrap: wrap; margin: .4rem 0 .8rem; }

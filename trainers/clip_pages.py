@@ -6,7 +6,7 @@ import io
 import json
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 import numpy as np
@@ -120,8 +120,27 @@ def plan_numbers(plan: ClipPlan) -> dict[str, str]:
         "first mask damaged to IoU": "not damaged" if plan.damage_iou is None else f"{plan.damage_iou:.3f}",
         "choices passed over": str(plan.trial),
         "bent by splines": f"{sum(spline is not None for spline in plan.splines)} of {len(plan.frames)} frames",
-        "published steps": "" if plan.steps is None else str(plan.steps)[:600],
+        **_published_steps(plan),
     }
+
+
+def _published_steps(plan: ClipPlan) -> dict[str, str]:
+    """The steps that matrices and colours were composed from, where a recipe records them."""
+    if plan.steps is None:
+        return {}
+    found = {field.name: getattr(plan.steps, field.name) for field in fields(plan.steps)}
+    # Matrices are not for reading; what they do is told above.
+    shown = {name: value for name, value in found.items() if not isinstance(value, np.ndarray)}
+    return {f"published step: {name.replace('_', ' ')}": _short(value) for name, value in shown.items()}
+
+
+def _short(value: Any) -> str:
+    """Numbers with three digits behind the point, whatever they are in."""
+    if isinstance(value, tuple | list):
+        return ", ".join(f"({_short(part)})" if isinstance(part, tuple | list) else _short(part) for part in value)
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return f"{value:.3f}" if isinstance(value, float) else str(value)
 
 
 def _angles(matrices: NDArray[np.float32]) -> NDArray[np.float64]:

@@ -93,6 +93,9 @@ def test_numbers_of_a_plan_say_what_its_matrices_do(config: Config) -> None:
     assert numbers["turned, degrees, each frame"] in ("30.0, 0.0", "30.0, -0.0")
     assert numbers["centre of each frame in the source (x, y)"] == "12, 49; 16, 16"
     assert numbers["mirrored"] == "no"
+    assert numbers["published step: flip"] == ("yes" if plan.steps.flip else "no")
+    assert numbers["published step: crop"] == ", ".join(map(str, plan.steps.crop))
+    assert "published step: affines" not in numbers
     assert numbers["colour gain (r, g, b)"] == "0.50, 1.00, 2.00"
     assert numbers["colour offset (r, g, b)"] == "1.0, 2.0, 3.0"
 
