@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from shards.masks import encode_label_map
+from shards.masks import encode_label_map, encode_soft_mask
 from shards.object_facts import ObjectFacts
 from shards.png import encode_indexed
 from shards.reader import ShardSet
@@ -127,7 +127,7 @@ def _binary_png(labels: np.ndarray, palette: bytes) -> bytes:
 
 
 def _grey_png(levels: np.ndarray, palette: bytes) -> bytes:
-    return encode_label_map(levels, "png")
+    return encode_soft_mask(levels, "soft.png")
 
 
 def _write_lines(path: Path, lines: list[str]) -> None:

@@ -81,7 +81,7 @@ def decode_label_map(data: bytes, codec: MaskCodec) -> np.ndarray:
     Raises ValueError for bytes that are not exactly one label map of that codec.
     """
     _require(codec, MASK_CODECS, "label maps")
-    return _decode_lz4(data, _LZ4_MAGIC) if codec == "lz4" else _decode_png(data)
+    return _decode_lz4(data, _LZ4_MAGIC) if codec == "lz4" else _decode_label_png(data)
 
 
 def decode_soft_mask(data: bytes, codec: MaskCodec) -> np.ndarray:
@@ -149,8 +149,10 @@ def _encode(pixels: np.ndarray, codec: MaskCodec, magic: bytes) -> bytes:
     if codec.endswith("lz4"):
         block = lz4.block.compress(pixels.tobytes(), mode="high_compression", compression=LZ4_LEVEL, store_size=False)
         return _LZ4_HEADER.pack(magic, *pixels.shape, 0) + block
+    if codec == "png":
+        return png.encode_grey(pixels)
     buffer = io.BytesIO()
-    Image.fromarray(pixels).save(buffer, "png", compress_level=6)
+    Image.fromarray(pixels).save(buffer, "png", compress_level=6)  # with row filters: levels change slowly
     return buffer.getvalue()
 
 
@@ -178,14 +180,20 @@ def _decode_lz4(data: bytes, magic: bytes) -> np.ndarray:
     return np.frombuffer(labels, np.uint8).reshape(height, width)
 
 
-def _decode_png(data: bytes) -> np.ndarray:
+def _decode_label_png(data: bytes) -> np.ndarray:
     label_map_size(data, "png")
     try:
         chunks = png.read_chunks(data)
-        straight = png.decode_unfiltered(chunks, png.read_header(chunks))
-        if straight is not None:
-            return straight
+    except RefusedError as error:
+        raise ValueError(f"damaged PNG mask: {error}") from None
+    straight = png.decode_unfiltered(chunks, png.read_header(chunks))
+    return _decode_png(data) if straight is None else straight
+
+
+def _decode_png(data: bytes) -> np.ndarray:
+    label_map_size(data, "png")
+    try:
         with Image.open(io.BytesIO(data), formats=("PNG",)) as image:
             return np.array(image)
-    except (OSError, SyntaxError, RefusedError) as error:
+    except (OSError, SyntaxError) as error:
         raise ValueError(f"damaged PNG mask: {error}") from None

@@ -132,12 +132,21 @@ def encode_indexed(labels: np.ndarray, palette: bytes) -> bytes:
     """
     if int(labels.max()) >= len(palette) // 3:
         raise ValueError(f"id {int(labels.max())} in a mask for a palette of {len(palette) // 3} entries")
+    return _encode_rows(labels, PALETTE, [(b"PLTE", palette)])
+
+
+def encode_grey(labels: np.ndarray) -> bytes:
+    """8-bit grey PNG of a label map (H, W) uint8, without row filters, which make these larger and slower to read."""
+    return _encode_rows(labels, GREY, [])
+
+
+def _encode_rows(labels: np.ndarray, colour_type: int, between: list[tuple[bytes, bytes]]) -> bytes:
     height, width = labels.shape
     rows = np.zeros((height, width + 1), np.uint8)  # first column: filter type 0
     rows[:, 1:] = labels
     chunks = [
-        (b"IHDR", struct.pack(">IIBBBBB", width, height, 8, PALETTE, 0, 0, 0)),
-        (b"PLTE", palette),
+        (b"IHDR", struct.pack(">IIBBBBB", width, height, 8, colour_type, 0, 0, 0)),
+        *between,
         (b"IDAT", zlib.compress(rows.tobytes(), 6)),
         (b"IEND", b""),
     ]
