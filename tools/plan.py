@@ -24,7 +24,7 @@ from shards.manifest import encode_json
 from shards.storage import write_bytes
 from tools.cli import Parser, run
 from trainers.config import Config, load_config
-from trainers.drawn_clips import find_clips
+from trainers.drawn_clips import find_clips, first_other_step
 from trainers.pages import figure_html, heading, html_table, make_page, paragraph, text_table
 from trainers.schedule import (
     StageSchedule,
@@ -141,7 +141,7 @@ def _plain_schedule(schedule: StageSchedule) -> dict[str, Any]:
     }
 
 
-def _diff(given: Namespace, _stack: ExitStack) -> Answer:
+def _diff(given: Namespace, stack: ExitStack) -> Answer:
     names = [str(given.config), str(given.other)]
     configs = [load_config(config_path(path), given.overrides) for path in (given.config, given.other)]
     rows = differences(*configs)
@@ -149,12 +149,27 @@ def _diff(given: Namespace, _stack: ExitStack) -> Answer:
     if not rows:
         text = "the two are equal in every key"
         return Answer(text, [paragraph(text)], [])
+    clips = _compare_clips(configs, schedules, stack)
     header = ["key", *names]
-    page = [html_table(header, rows)]
+    page = [html_table(header, rows), paragraph(clips)]
     for name, schedule in zip(names, schedules, strict=True):
         page += [heading(name), figure_html(plot_schedule(schedule), f"tables of {name}")]
     values = [{"key": key, "first": first, "second": second} for key, first, second in rows]
-    return Answer(text_table(header, rows), page, values)
+    return Answer(f"{text_table(header, rows)}\n\n{clips}", page, values)
+
+
+def _compare_clips(configs: list[Config], schedules: list[list[StageSchedule]], stack: ExitStack) -> str:
+    """Whether two runs draw the same clips, at every step at which anything changes in one of them, and at the ends."""
+    opened = [_try_to_open(config, stack) for config in configs]
+    first, second = (sources for sources, _ in opened)
+    if first is None or second is None:
+        return "clips were not compared, because the data was not found"
+    steps = {
+        stage.first_step + step for run in schedules for stage in run for step in (*stage.switches(), stage.steps - 1)
+    }
+    other = first_other_step(first, second, sorted(steps))
+    looked = f"of {len(steps)} steps looked at"
+    return f"clips: the same, {looked}" if other is None else f"clips: others at step {other}, the first {looked}"
 
 
 def _find(given: Namespace, stack: ExitStack) -> Answer:

@@ -9,9 +9,10 @@ from pathlib import Path
 
 import pytest
 
+from pipelines.curriculum import Table
 from tests.trainers.small_runs import build_shards, plain_config, small_config, two_stages
-from trainers.config import Config, make_config
-from trainers.drawn_clips import find_clips
+from trainers.config import Config, Stage, make_config
+from trainers.drawn_clips import find_clips, first_other_step
 from trainers.schedule import differences, make_schedule, mix_rows, plot_schedule, schedule_rows
 from trainers.stages import open_sources
 
@@ -64,6 +65,25 @@ def test_a_found_clip_is_the_clip_its_step_and_rank_train_on(config: Config) -> 
             assert [clip.frames[0] + sum(clip.gaps[:n]) for n in range(len(clip.frames))] == list(clip.frames)
         with pytest.raises(ValueError, match=r"not in a run of 5 steps, 0\.\.4"):
             list(find_clips(sources, range(3, 6)))
+
+
+def test_runs_are_told_apart_by_the_first_step_with_other_clips(config: Config) -> None:
+    longer = replace(config, stages=(config.stages[0], replace(config.stages[1], steps=4)))
+    changes = {
+        "rate": (replace(config, stages=(_with_rate(config.stages[0], 0.5), config.stages[1])), None),
+        "seed": (replace(config, seed=2), 0),
+        # Its max gap changes at progress 0.5: step 2 of 3 becomes step 2 of 4, and a fourth step follows.
+        "longer": (longer, 5),
+        "second stage": (replace(config, stages=(config.stages[0], replace(config.stages[1], batch_size=4))), 2),
+    }
+    for name, (other, expected) in changes.items():
+        with ExitStack() as stack:
+            sources = [open_sources(each, stack) for each in (config, other)]
+            assert first_other_step(*sources, range(6 if name == "longer" else 5)) == expected, name
+
+
+def _with_rate(stage: Stage, rate: float) -> Stage:
+    return replace(stage, learning_rate=Table(((0.0, rate),)))
 
 
 def test_differences_name_each_key_once_and_nothing_else(config: Config, tmp_path: Path) -> None:
