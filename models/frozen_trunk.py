@@ -12,8 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models.backbones import RESIDUAL_START, Bottleneck, FrozenBatchNorm, initialise_trunk
-from models.refiner import NoWeightsError
-from models.weight_files import read_tensors, require_finite
+from models.weight_files import NoWeightsError, read_tensors, require_finite
 
 logger = logging.getLogger(__name__)
 

@@ -16,7 +16,8 @@ from torch import Tensor, nn
 
 from models.frozen_trunk import Features, FrozenTrunk, TrunkName, start_trunk, trunk_options
 from models.layers import initialise_layers
-from models.refiner import NoWeightsError, Refiner, Variant, refiner_options
+from models.refiner import Refiner, Variant, refiner_options
+from models.weight_files import NoWeightsError
 
 TRUNK_PREFIX = "trunk."
 REFINER_PREFIX = "refiner."

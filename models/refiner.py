@@ -12,6 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from models.weight_files import NoWeightsError
+
 LEVELS = ("layer5", "layer4", "layer3", "layer2")
 """Deep to shallow, the order in which they are worked through."""
 
@@ -39,10 +41,6 @@ DESIGNS: dict[str, Design] = {
     "frtm": Design(num_scores=1, integrates=False, refines_twice=True),
 }
 """`bise` is MTM + FI, `initial` MTM alone; `frtm` reads the score of layer4 alone."""
-
-
-class NoWeightsError(ValueError):
-    """A state dict does not hold what it was read for."""
 
 
 class ScoreEncoder(nn.Module):

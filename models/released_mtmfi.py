@@ -20,8 +20,8 @@ from torch import Tensor
 
 from models.frozen_trunk import TrunkName, load_trunk
 from models.mtmfi import REFINER_PREFIX, TRUNK_PREFIX, Mtmfi
-from models.refiner import NoWeightsError, refiner_options
-from models.weight_files import load_strictly, read_tensors, require_finite
+from models.refiner import refiner_options
+from models.weight_files import NoWeightsError, load_strictly, read_tensors, require_finite
 
 KNOWN: dict[tuple[str, str], Any] = {
     ("collections", "OrderedDict"): collections.OrderedDict,

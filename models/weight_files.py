@@ -12,6 +12,10 @@ import torch
 from torch import Tensor, nn
 
 
+class NoWeightsError(ValueError):
+    """A state dict is not of the kind of network that it was read for."""
+
+
 def read_tensors(path: Path) -> Any:
     """What torch.save wrote into a file, plain values and tensors only, on the CPU.
 
