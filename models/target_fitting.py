@@ -67,11 +67,6 @@ class Regularisation:
     project: float = 1e-4
     filter: float = 1e-2
 
-    def of(self, weights: Weights) -> Weights:
-        """The factor of each tensor, as tensors of no dimension."""
-        project = None if weights.project is None else weights.project.new_tensor(self.project)
-        return Weights(project, weights.filter.new_tensor(self.filter))
-
 
 def pixel_weights(masks: Tensor, weighting: PixelWeighting = "hinge", influence: float = 0.1) -> Tensor:
     """Squared pixel weights (N, H, W) of hard masks (N, H, W), 0 or 1.
@@ -140,7 +135,7 @@ class _Problem:
     def __init__(self, weights: Weights, samples: Samples, regularisation: Regularisation) -> None:
         self.weights = weights
         self.samples = samples
-        self.factors = regularisation.of(weights)
+        self.factors = regularisation
         distance = self._weigh(_filter(samples.features, _joined(weights))) - self._each(samples.targets.pull)
         self.right_side = _map(lambda tensor: -tensor, self._back(distance, weights))
 
@@ -164,11 +159,11 @@ class _Problem:
         features = self.samples.features.flatten(3)  # (O, K, C, n)
         shifted = F.unfold(maps.flatten(0, 1)[:, None], 3, padding=1).flip(1).unflatten(0, maps.shape[:2])
         correlated = (shifted @ features.transpose(2, 3)).sum(1)  # (O, 9, C)
-        on_project, on_filter = self.factors.project, self.factors.filter**2
-        if self.weights.project is None or point.project is None or on_project is None:
+        on_project, on_filter = self.factors.project**2, self.factors.filter**2
+        if self.weights.project is None or point.project is None:
             return Weights(None, correlated.transpose(1, 2) + on_filter * point.filter)
         return Weights(
-            self.weights.filter @ correlated + on_project**2 * point.project,
+            self.weights.filter @ correlated + on_project * point.project,
             self.weights.project @ correlated.transpose(1, 2) + on_filter * point.filter,
         )
 
@@ -224,8 +219,8 @@ def _map(function: Callable[[Tensor], Tensor], weights: Weights) -> Weights:
     return Weights(None if weights.project is None else function(weights.project), function(weights.filter))
 
 
-def _divide(weights: Weights, factors: Weights) -> Weights:
-    project = None if weights.project is None or factors.project is None else weights.project / factors.project
+def _divide(weights: Weights, factors: Regularisation) -> Weights:
+    project = None if weights.project is None else weights.project / factors.project
     return Weights(project, weights.filter / factors.filter)
 
 
