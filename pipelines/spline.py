@@ -25,6 +25,8 @@ Points = NDArray[np.float64]
 
 FRACTION_BITS = 5
 """Of a sampling position in pixels."""
+FARTHEST = (1 << 15 << FRACTION_BITS) - 1
+"""Positions that OpenCV's maps can hold."""
 KERNEL_EPSILON = 1e-6
 ROWS_AT_ONCE = 16
 """On the CPU; the intermediate numbers of so many rows stay in its cache."""
@@ -102,9 +104,9 @@ def _displacement(
     squared = (x - targets[:, 0, None, None]) ** 2 + (y - targets[:, 1, None, None]) ** 2  # (P, rows, columns)
     kernel = np.sqrt(squared)
     kernel += KERNEL_EPSILON
-    np.log(kernel, out=kernel)
+    np.log2(kernel, out=kernel)  # takes NumPy less than half the time of log
     kernel *= squared
-    weights, (constant, of_x, of_y) = coefficients[:-3], coefficients[-3:]
+    weights, (constant, of_x, of_y) = coefficients[:-3] * np.log(2), coefficients[-3:]
     bent = (weights.T @ kernel.reshape(len(targets), -1)).reshape(2, *kernel.shape[1:])
     result: NDArray[np.float64] = bent + constant[:, None, None] + of_x[:, None, None] * x + of_y[:, None, None] * y
     return result
@@ -113,8 +115,8 @@ def _displacement(
 def bend(pixels: ClipPixels, plans: Sequence[ClipPlan]) -> ClipPixels:
     """The pixels with every frame bent that its plan has a spline for: images linearly, labels by the nearest pixel.
 
-    Batched on the pixels' device; on a CPU frame by frame through OpenCV, whose images differ by at most one level and
-    whose labels are equal. Images and labels that change are copies.
+    Batched on the pixels' device; on a CPU frame by frame through OpenCV, to the same bits. Images and labels that
+    change are copies.
     """
     places = [(clip, frame) for clip, plan in enumerate(plans) for frame, s in enumerate(plan.splines) if s is not None]
     if not places:
@@ -135,15 +137,22 @@ def bend(pixels: ClipPixels, plans: Sequence[ClipPlan]) -> ClipPixels:
 
 
 def bend_frame(image: NDArray[np.uint8], labels: NDArray[np.uint8], positions: NDArray[np.int32]) -> None:
-    """Bend one image (H, W, 3) and its labels (H, W) in place, by positions (2, H, W) in 1/32 px."""
-    x, y = positions.astype(np.float32) / (1 << FRACTION_BITS)  # exact: far fewer than 24 bits
+    """Bend one image (H, W, 3) and its labels (H, W) in place, by positions (2, H, W) in 1/32 px.
+
+    The steps of 1/32 px are those of OpenCV's own integer maps: to the bit what sample_linear and sample_nearest give.
+    """
+    # What lies beyond 16 bit lies outside of every frame, too.
+    x, y = np.clip(positions, -FARTHEST, FARTHEST)
+    pixels, steps = np.empty((*x.shape, 2), np.int16), (1 << FRACTION_BITS) - 1
+    pixels[..., 0], pixels[..., 1] = x >> FRACTION_BITS, y >> FRACTION_BITS
+    fractions = (((y & steps) << FRACTION_BITS) | (x & steps)).astype(np.uint16)
     padded = cv2.cvtColor(image, cv2.COLOR_RGB2RGBA)  # four channels take OpenCV 5 half the time of three
-    bent = cv2.remap(padded, x, y, cv2.INTER_LINEAR, borderMode=cv2.BORDER_CONSTANT, borderValue=0)
+    border = cv2.BORDER_CONSTANT
+    bent = cv2.remap(padded, pixels, fractions, cv2.INTER_LINEAR, borderMode=border, borderValue=0)
     cv2.cvtColor(bent, cv2.COLOR_RGBA2RGB, dst=image)
-    nearest_x, nearest_y = _nearest(positions).astype(np.float32)
-    labels[:] = cv2.remap(
-        labels, nearest_x, nearest_y, cv2.INTER_NEAREST, borderMode=cv2.BORDER_CONSTANT, borderValue=0
-    )
+    pixels[..., 0], pixels[..., 1] = _nearest(x), _nearest(y)
+    none = np.empty(0, np.uint16)
+    labels[:] = cv2.remap(labels, pixels, none, cv2.INTER_NEAREST, borderMode=border, borderValue=0)
 
 
 def sample_linear(images: torch.Tensor, maps: torch.Tensor) -> torch.Tensor:
