@@ -27,6 +27,7 @@ from pathlib import Path
 
 from torch.distributed.elastic.multiprocessing.api import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
+from torch.distributed.elastic.rendezvous import RendezvousError
 from torch.distributed.run import get_args_parser
 from torch.distributed.run import run as launch
 
@@ -64,6 +65,9 @@ def launch_tool(arguments: list[str]) -> int:
             rank, failure = error.get_first_failure()
             print(f"launch.py: rank {rank} {_describe(failure)}", file=sys.stderr)
             return failure.exitcode if failure.exitcode > 0 else BAD_DATA
+        except RendezvousError as error:
+            print(f"launch.py: the launchers cannot meet at {options.rdzv_endpoint} ({error})", file=sys.stderr)
+            return BAD_DATA
         except SignalException as error:
             return INTERRUPTED_STATUS if error.sigval == signal.SIGINT else STOPPED_STATUS
         return int(ending.read_text()) if ending.exists() else 0

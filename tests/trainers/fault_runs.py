@@ -7,22 +7,29 @@ seconds from the fault to the next new step, and whether the end equals an undis
 from __future__ import annotations
 
 import argparse
+import errno
+import itertools
 import os
 import random
 import signal
+import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
+from shards.shard_files import LocalFile, Range, ShardOpener, SlowStorage, open_shard
 from tests.trainers.small_runs import assert_equal_states, build_shards, plain_config, write_config
 from tests.trainers.test_distributed import processes_of, start_ranks
 from trainers.checkpoints import list_checkpoints
+from trainers.config import make_config
 from trainers.journal import read_journal
+from trainers.training import train
 
 STEPS = 24
 
@@ -37,7 +44,7 @@ class Job:
 
     def last_step(self) -> int:
         """Of the journal's reports; a run reports every step."""
-        return max((r["step"] for r in read_journal(self.folder) if r["kind"] == "report"), default=0)
+        return max((record["step"] for record in reports(self.folder)), default=0)
 
     def log(self) -> str:
         return self.config.with_suffix(".log").read_text()
@@ -164,9 +171,48 @@ def replaced_shard(shards: Path, root: Path, *_: Any) -> list[str]:
         with tar.open("r+b") as file:
             file.write(own)
     said = next((line for line in job.log().splitlines() if "tar" in line and "expected" in line), "nothing was said")
+    reached = job.last_step()
     job.process = start_ranks(job.config, "--resume")
     job.process.wait()
-    return [said, f"status {status} after step {job.last_step()}", same_end(job.folder, root, job)]
+    return [said, f"status {status} after step {reached}", same_end(job.folder, root, job)]
+
+
+def bad_reads(shards: Path, root: Path, *_: Any) -> list[str]:
+    """One process whose disk gives an input/output error at the 30th read, then none; then one that is slow."""
+    rows, reads = [], itertools.count(1)
+
+    class Failing(LocalFile):
+        def read(self, ranges: Sequence[Range], *, fresh: bool = False) -> list[bytes]:
+            if next(reads) == 30:
+                raise OSError(errno.EIO, "Input/output error")
+            return super().read(ranges, fresh=fresh)
+
+    def train_on(name: str, opener: ShardOpener) -> None:
+        config = make_config(run_values(shards, root / name), source="faults")
+        with mock.patch("trainers.reading_options.ReadingOptions.opener", lambda _: opener):
+            train(config, resume=True)
+
+    def failing(path: Any, _facts: object = None) -> LocalFile:
+        return Failing(os.open(path, os.O_RDONLY))
+
+    train_on("good-disk", open_shard)
+    try:
+        train_on("bad-disk", failing)
+    except OSError as error:
+        rows.append("; ".join([str(error), *error.__notes__]))
+    train_on("bad-disk", open_shard)
+    train_on("slow-disk", SlowStorage(latency=0.2, bandwidth=1e6))
+    waits = {
+        name: [r["data_ms"] for r in reports(root / name) if "data_ms" in r] for name in ("good-disk", "slow-disk")
+    }
+    rows += [f"{name}: median data wait {statistics.median(found):.1f} ms" for name, found in waits.items()]
+    for name in ("bad-disk", "slow-disk"):
+        assert_equal_states(root / name / f"checkpoint-{STEPS}.pt", root / "good-disk" / f"checkpoint-{STEPS}.pt")
+    return [*rows, "the same ends, bit for bit"]
+
+
+def reports(folder: Path) -> list[dict[str, Any]]:
+    return [record for record in read_journal(folder) if record["kind"] == "report"]
 
 
 def same_end(folder: Path, root: Path, job: Job | None = None) -> str:
@@ -186,6 +232,7 @@ FAULTS = {
     "hung-rank": hung_rank,
     "full-disk": full_disk,
     "replaced-shard": replaced_shard,
+    "bad-reads": bad_reads,
 }
 
 

@@ -58,6 +58,8 @@ def start_rank(host: str, config: Path, *words: str) -> subprocess.Popen[str]:
     launcher, tool = str(REPOSITORY / "tools" / "launch.py"), str(REPOSITORY / "tools" / "train.py")
     meeting = ["--nnodes=2", "--nproc-per-node=1", "--max-restarts=3", "--rdzv-backend=c10d", "--rdzv-id=two-hosts"]
     meeting += [f"--rdzv-endpoint={ADDRESSES['vos-a']}:29400", f"--local-addr={ADDRESSES[host]}"]
+    # Both have the name of the one machine, by which torchrun would find out who hosts the meeting.
+    meeting += [f"--rdzv-conf=is_host={int(host == 'vos-a')}"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": f"cable-{host[-1]}"}
     environment["VOSFORGE_CACHE"] = str(config.parent / f"cache-{host}")
     with (config.parent / f"{host}.log").open("a") as log:
