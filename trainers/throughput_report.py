@@ -128,6 +128,7 @@ def _run_rows(found: Measurement) -> list[list[str]]:
         [f"of which waiting, mean of {waits.num_steps} steps", f"{waits.mean_ms:.1f}", "", ""],
         ["waiting, median", f"{waits.p50_ms:.1f}", "", ""],
         ["waiting, 99 % quantile", f"{waits.p99_ms:.1f}", "", ""],
+        [f"read: {found.bytes_per_step / 1e6:.2f} MB a step, at {found.read_rate:.0f} MB/s", "", "", ""],
         *([f"{unit} busy in training: {percent:.0f} %", "", "", ""] for unit, percent in found.gpu_busy.items()),
     ]
 

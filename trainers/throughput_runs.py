@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
+from itertools import pairwise
 from typing import Any, cast
 
 import torch
@@ -144,6 +145,8 @@ def run_data(path: DataPath, variant: Variant, *, seconds: float) -> DataRun:
     with open_loader(path, variant, timeline, path.source.steps - path.first_step) as loader:
         for batch in loader:
             last = batch
+            if path.place.device.type == "cuda":
+                torch.cuda.synchronize(path.place.device)  # a batch counts when it is there, not when it is promised
             taken.append(timeline.clock())
             if len(taken) == WARM_UP:
                 busy = time.process_time()
@@ -191,6 +194,8 @@ def run_steps(run: StageRun, batches: ClipLoader | Sequence[Batch], timeline: Ti
         busy = (time.process_time() - started[0]) / (timeline.clock() - started[1])
     seconds = marks.step_seconds()[WARM_UP:]
     waits = loader.waits[WARM_UP : WARM_UP + len(seconds)]
+    if run.device.type == "cuda":  # there the host gets a batch before it is ready, and the device waits for it
+        waits = marks.idle_seconds()[WARM_UP - 1 :]
     return StepRun(seconds, waits, marks.parts(WARM_UP), busy, timeline.spans, loader.taken)
 
 
@@ -246,12 +251,19 @@ class Marks:
         starts = [self._marks[0][1], *ends[:-1]]
         return [end - start for start, end in zip(starts, ends, strict=True)]
 
+    def idle_seconds(self) -> list[float]:
+        """From the end of each step to the forward pass of the next, on a GPU the device's own time."""
+        if self._on_gpu:
+            torch.cuda.synchronize()
+        pairs = pairwise(self._marks)
+        return [_between(*pair) for pair in pairs if (pair[0][0], pair[1][0]) == (STEP_END, FORWARD)]
+
     def parts(self, skip: int) -> dict[str, float]:
         """Mean seconds per step of every part, without the first `skip` steps. Adds the spans to the timeline."""
         if self._on_gpu:
             torch.cuda.synchronize()
         steps, sums = 0, dict.fromkeys((*PARTS.values(), "rest"), 0.0)
-        for before, after in zip(self._marks, self._marks[1:], strict=False):
+        for before, after in pairwise(self._marks):
             name = PARTS.get((before[0], after[0]), "rest")
             if name != "rest":
                 self._timeline.add(name, before[1], after[1])
