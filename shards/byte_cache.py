@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from shards.errors import DataError
 from shards.locks import hold_alone
 from shards.manifest import ShardFacts
-from shards.shard_files import Range, ShardFile, open_shard
+from shards.shard_files import Range, ShardFile, open_shard_for_clips
 from shards.storage import Location, RemotePath
 
 logger = logging.getLogger(__name__)
@@ -77,7 +77,7 @@ class ByteCache:
 
     def __call__(self, path: Location, facts: ShardFacts) -> ShardFile:
         """The shard at `path`."""
-        file = open_shard(path, facts)
+        file = open_shard_for_clips(path, facts)
         return _CachedFile(file, self, facts) if isinstance(path, RemotePath) else file
 
     @property

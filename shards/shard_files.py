@@ -46,13 +46,23 @@ def open_shard(path: Location, _facts: ShardFacts | None = None) -> ShardFile:
         ) from None
 
 
+def open_shard_for_clips(path: Location, facts: ShardFacts | None = None) -> ShardFile:
+    """As `open_shard`, for reading here and there: what the kernel would read ahead of a frame is wasted then."""
+    file = open_shard(path, facts)
+    if isinstance(file, LocalFile):
+        file.advise_random()
+    return file
+
+
 class LocalFile:
     """A descriptor that closes with its last reference: dropping it from a cache never cuts off a running read."""
 
     def __init__(self, descriptor: int) -> None:
         self._descriptor = descriptor
-        # Clips lie all over a shard: what the kernel would read ahead of a frame is wasted.
-        os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_RANDOM)
+
+    def advise_random(self) -> None:
+        """Tell the kernel to read what is asked for and nothing ahead of it."""
+        os.posix_fadvise(self._descriptor, 0, 0, os.POSIX_FADV_RANDOM)
 
     def __del__(self) -> None:
         os.close(self._descriptor)
@@ -104,7 +114,7 @@ class SlowStorage:
 
     def __call__(self, path: Location, facts: ShardFacts) -> ShardFile:
         """The shard at `path`, slowed down."""
-        return _SlowFile(open_shard(path, facts), self)
+        return _SlowFile(open_shard_for_clips(path, facts), self)
 
     def wait(self, num_bytes: int) -> None:
         """Take as long as one request of this many bytes, made now."""

@@ -20,7 +20,7 @@ from pathlib import Path
 
 from shards.errors import DataError
 from shards.reader import ShardSet
-from shards.shard_files import Range, ShardFile, drop_from_page_cache, open_shard
+from shards.shard_files import Range, ShardFile, drop_from_page_cache, open_shard_for_clips
 from shards.storage import Location, list_folder
 
 _GOLDEN = 0.6180339887498949
@@ -104,7 +104,7 @@ def targets_of_folder(folder: Location) -> list[Target]:
     found = []
     for entry in entries:
         path = folder / entry.name
-        file = open_shard(path, None)
+        file = open_shard_for_clips(path)
         found.append(Target(file, entry.num_bytes, path if isinstance(path, Path) else None))
     return found
 

@@ -20,6 +20,7 @@ from pipelines.storage_doctor import Diagnosis, Examination, diagnose_folder, di
 from shards.manifest import MANIFEST
 from shards.plan import parse_size
 from shards.reader import ShardSet
+from shards.shard_files import open_shard_for_clips
 from shards.speed import Measured
 from shards.storage import Location, locate, write_bytes
 from tools.cli import Parser, run
@@ -70,7 +71,7 @@ def _diagnose(path: Location, given: Namespace) -> Diagnosis:
         wanted = Examination(given.split or "train", given.threads, given.seconds, given.memory, lambda: bar.add(1))
         if not (path / MANIFEST).is_file():
             return diagnose_folder(path, wanted)
-        with ShardSet.open(path) as shard_set:
+        with ShardSet.open(path, open_shard_for_clips) as shard_set:
             splits = list(shard_set.manifest.splits)
             split = given.split or ("train" if "train" in splits or not splits else splits[0])
             shard_set.select(split)  # a wrong name is told before anything is measured

@@ -15,7 +15,7 @@ from pipelines.read_cost import choose_reading, probe_source, span_gap
 from pipelines.source import ClipSource
 from shards.byte_cache import LEAST_BYTES, open_cache
 from shards.plan import parse_size
-from shards.shard_files import ShardOpener, open_shard
+from shards.shard_files import ShardOpener, open_shard_for_clips
 from shards.speed import StorageSpeed
 from shards.storage import Location, locate
 from trainers.choices import STRICT, Count, NotNegative, Number
@@ -91,7 +91,7 @@ class ReadingOptions:
 
     def opener(self) -> ShardOpener:
         """What shards are opened with. Raises DataError for a cache folder that cannot be written."""
-        return open_shard if self.cache is None else open_cache(self.cache.folder, self.cache.size)
+        return open_shard_for_clips if self.cache is None else open_cache(self.cache.folder, self.cache.size)
 
     def speed(self, source: ClipSource) -> StorageSpeed:
         """Of the storage: as given, or measured in about a second."""

@@ -15,6 +15,7 @@ from shards import reader
 from shards.errors import DataError
 from shards.masks import MASK_CODECS, decode_label_map
 from shards.reader import ShardSet
+from shards.shard_files import open_shard_for_clips
 from tests.shards.small_tree import HEIGHT, PALETTE, WIDTH, build_set, label_maps
 
 
@@ -101,6 +102,17 @@ def test_one_read_covers_image_and_mask(root, monkeypatch):
         monkeypatch.setattr(os, "pread", lambda *arguments: calls.append(arguments) or pread(*arguments))
         assert shard_set.read(0).mask is not None
         assert len(calls) == 1
+
+
+def test_the_kernel_reads_ahead_of_whoever_reads_in_order_and_not_of_clips(root, monkeypatch):
+    advice = []
+    monkeypatch.setattr(os, "posix_fadvise", lambda *arguments: advice.append(arguments[1:]))
+    with ShardSet.open(root) as in_order:
+        in_order.read(0)
+    assert advice == []
+    with ShardSet.open(root, open_shard_for_clips) as clips:
+        assert clips.read(0) == in_order.read(0)
+    assert advice == [(0, 0, os.POSIX_FADV_RANDOM)]
 
 
 def test_changed_bytes_are_refused_with_shard_video_and_frame(root):

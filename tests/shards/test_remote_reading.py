@@ -185,7 +185,7 @@ class MemoryFile:
 @pytest.fixture
 def source(monkeypatch: pytest.MonkeyPatch) -> MemoryFile:
     file = MemoryFile((5 << 20) + 1234)
-    monkeypatch.setattr(byte_cache, "open_shard", lambda path, facts: file)
+    monkeypatch.setattr(byte_cache, "open_shard_for_clips", lambda path, facts: file)
     return file
 
 
@@ -239,7 +239,7 @@ def read_much(folder: Path, seed: int, started: Any = None) -> list[int]:
     file = MemoryFile((5 << 20) + 1234)
     rng, wrong = np.random.default_rng(seed), []
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(byte_cache, "open_shard", lambda path, facts: file)
+        patch.setattr(byte_cache, "open_shard_for_clips", lambda path, facts: file)
         cache = ByteCache(folder, LIMIT)
         for number in range(80):
             start = int(rng.integers(0, len(file.data) - 200_000))

@@ -12,7 +12,7 @@ from pipelines.pooled_order import Pooled
 from shards.byte_cache import LEAST_BYTES, ByteCache
 from shards.errors import DataError
 from shards.reader import ShardSet
-from shards.shard_files import open_shard
+from shards.shard_files import open_shard_for_clips
 from shards.storage import RemotePath
 from tests.pipelines.fake_set import FakeSet, FakeVideo
 from tests.pipelines.test_reading import make_source
@@ -76,7 +76,7 @@ def test_a_pooled_order_is_part_of_a_stage(tmp_path):
 
 def test_options_become_openers_and_plans(tmp_path):
     source = make_source(FakeSet([FakeVideo(f"v{n}", num_frames=20) for n in range(5)]))
-    assert ReadingOptions().opener() is open_shard
+    assert ReadingOptions().opener() is open_shard_for_clips
     cache = ReadingOptions(cache=CacheOptions(tmp_path, "20MB")).opener()
     assert cache == ByteCache(tmp_path, 20_000_000)
     given = {"latency_ms": 100, "bandwidth_mb": 50}
