@@ -14,10 +14,11 @@ from pipelines.damage import IOU_EPSILON, damage_mask, damage_together
 from pipelines.executors.paper_still import bend
 from pipelines.spline import bend_frame as bend_on_cpu
 from pipelines.spline import draw_points, sample_linear, sample_nearest, sampling_map, sampling_maps
-from pipelines.streams import Stream, StreamName
+from pipelines.streams import WORD, Stream, StreamName
 from pipelines.types import VOID, ClipPixels, ClipPlan
 
 POINTS, DEVIATION = 12, 0.02
+DRAWS = 8
 BATCHED, PUBLISHED = "batched", "paper"
 
 
@@ -68,13 +69,18 @@ def compare_damage(pixels: ClipPixels, plan: ClipPlan, device: torch.device, cou
 
 
 def damage_ious(pixels: ClipPixels, plan: ClipPlan) -> Iterator[tuple[float, float]]:
-    """For each object of a clip's first frame: the IoU its damaged mask ends with here, and in the published loop."""
+    """For each object of a clip's first frame: the IoU its damaged mask ends with here, and in the published loop.
+
+    DRAWS times each, by keys that follow the plan's.
+    """
     if plan.damage_iou is None:
         return
     generator = np.random.default_rng(plan.damage_key)
     for slot, mask in enumerate(_first_masks(pixels, plan)):
-        ours = damage_mask(mask, plan.damage_key, plan.damage_iou, slot=slot)
-        yield overlap(ours, mask), overlap(published_damage(mask, plan.damage_iou, generator), mask)
+        for draw in range(DRAWS):
+            key = ((plan.damage_key[0] + draw) % WORD, plan.damage_key[1])
+            ours = damage_mask(mask, key, plan.damage_iou, slot=slot)
+            yield overlap(ours, mask), overlap(published_damage(mask, plan.damage_iou, generator), mask)
 
 
 def published_damage(mask: NDArray[np.uint8], iou: float, generator: np.random.Generator) -> NDArray[np.uint8]:
