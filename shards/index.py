@@ -14,10 +14,9 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from shards.index_file import CHECKSUMS, IndexFile, SummedFile, read_checksums, write_checksums
+from shards.index_file import CHECKSUMS, INDEX_FOLDER, IndexFile, SummedFile, read_checksums, write_checksums
 from shards.storage import Location, cache_folder, copy_file, replacing
 
-INDEX_FOLDER = "index"
 SCHEMAS = {
     "videos": pa.schema(
         [

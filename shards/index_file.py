@@ -23,7 +23,15 @@ from shards.storage import Location, write_bytes
 CHECKSUMS = "checksums.json"
 REBUILD = "run tools/check.py --rebuild-index on the set, or build it again"
 
+INDEX_FOLDER = "index"
+"""Of a set; copies of remote ones lie under their fingerprint."""
+
 Pieces = list[tuple[int, int]]
+
+
+def remedy_for(folder: Path) -> str:
+    """What mends the index in a folder: in that of a set, or a local copy of a remote one."""
+    return REBUILD if folder.name == INDEX_FOLDER else f"remove {folder}, a local copy, and run this again; else {REBUILD}"
 
 
 class SummedFile:
@@ -67,9 +75,9 @@ def read_checksums(folder: Path) -> dict[str, Pieces]:
         fields = json.loads(path.read_bytes())
         return {name: [(int(end), int(crc)) for end, crc in pieces] for name, pieces in fields.items()}
     except FileNotFoundError:
-        raise DataError(path, expected="checksums of the index", found="none", remedy=REBUILD) from None
+        raise DataError(path, expected="checksums of the index", found="none", remedy=remedy_for(folder)) from None
     except (ValueError, TypeError, AttributeError) as error:
-        raise DataError(path, expected="checksums of the index", found=str(error), remedy=REBUILD) from None
+        raise DataError(path, expected="checksums of the index", found=str(error), remedy=remedy_for(folder)) from None
 
 
 class IndexFile:
@@ -82,7 +90,7 @@ class IndexFile:
         self._proven: set[int] = set()
         self._lock = threading.Lock()
         if not self.path.is_file():
-            raise DataError(self.path, expected="a table of the index", found="none", remedy=REBUILD)
+            raise DataError(self.path, expected="a table of the index", found="none", remedy=remedy_for(folder))
         size = self.path.stat().st_size
         if len(pieces) < 2 or size != pieces[-1][0]:
             raise self._damaged(f"a file of {size} bytes")
@@ -132,4 +140,5 @@ class IndexFile:
         self._proven.add(piece)
 
     def _damaged(self, found: str) -> DataError:
-        return DataError(self.path, expected="the index as it was written", found=found, remedy=REBUILD)
+        remedy = remedy_for(self.path.parent)
+        return DataError(self.path, expected="the index as it was written", found=found, remedy=remedy)

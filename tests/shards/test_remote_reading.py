@@ -5,6 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import pickle
+import shutil
 import signal
 import time
 from collections.abc import Iterator
@@ -110,6 +111,18 @@ def test_what_does_not_pass_ends_in_one_error_that_names_the_url(server, failure
         with pytest.raises(OSError, match=rf"davis2017-000000\.tar: cannot be read: {failures[0]}"):
             shard_set.read(0)
     assert len(server.failures) == len(failures) - tries
+
+
+def test_a_damaged_copy_of_the_index_is_to_be_removed_and_is_made_again(server, frames, tmp_path):
+    url = f"{server.url}/davis2017"
+    ShardSet.open(url).close()
+    (copy,) = tmp_path.rglob("videos.arrow")
+    copy.write_bytes(bytes(copy.stat().st_size))
+    with pytest.raises(DataError, match=rf"index as it was written.*; remove {copy.parent}, a local copy"):
+        ShardSet.open(url)
+    shutil.rmtree(copy.parent)
+    with ShardSet.open(url) as shard_set:
+        assert shard_set.read(0) == frames[0]
 
 
 def test_a_damaged_answer_is_asked_for_once_more(server, frames):
