@@ -31,7 +31,9 @@ Pieces = list[tuple[int, int]]
 
 def remedy_for(folder: Path) -> str:
     """What mends the index in a folder: in that of a set, or a local copy of a remote one."""
-    return REBUILD if folder.name == INDEX_FOLDER else f"remove {folder}, a local copy, and run this again; else {REBUILD}"
+    return (
+        REBUILD if folder.name == INDEX_FOLDER else f"remove {folder}, a local copy, and run this again; else {REBUILD}"
+    )
 
 
 class SummedFile:
