@@ -19,6 +19,8 @@ from torch.nn.parallel import DistributedDataParallel
 from pipelines.curriculum import Table
 from pipelines.executors import make_executor
 from pipelines.executors.cpu import Step
+from pipelines.loader import share_of_batch
+from pipelines.read_cost import choose_reading
 from pipelines.timeline import Span, Timeline, sum_by_name
 from pipelines.types import Batch, EncodedClip
 from trainers.config import Config
@@ -80,10 +82,16 @@ def measure(config: Config, *, stage: int = 0, step: int = 0, seconds: float = 6
         model = make_model(config, None).to(device)
         run = stack.enter_context(open_stage(config, 0, source, model, place, done=0, checkpoint=None))
         run = replace(run, learning_rate=Table(((0.0, 0.0),)))
+        positions = share_of_batch(source.batch_size, ranks.rank, ranks.world_size)
+        reading = config.reading
+        storage = choose_reading(
+            source, reading.speed(source), positions, threads=reading.threads, pool_bytes=reading.memory
+        )
         path = DataPath(
             source=source,
+            storage=storage,
             reader=run.loader.reader,
-            reading_threads=config.reading.threads,
+            reading_threads=reading.threads,
             executor_name=executor_name(config, device),
             place=place,
             look_ahead=config.look_ahead,
@@ -141,6 +149,8 @@ class _Measuring:
             cores_busy={"data": whole.cores_busy, "compute": alone.cores_busy, "both": both.cores_busy},
             bytes_per_step=bytes_per_step,
             read_rate=self._read_rate(bytes_per_step, parts["read"]),
+            storage=self._path.storage.speed,
+            read_plans=self._read_plans(),
             gpu_busy=gpu_busy,
             at=self._circumstances(),
         )
@@ -225,6 +235,10 @@ class _Measuring:
         seconds = read_ms / 1e3 / self._path.reading_threads
         return bytes_per_step / 1e6 / max(seconds, 1e-9)
 
+    def _read_plans(self) -> dict[str, float]:
+        rates = self._path.storage.clips_per_second
+        return {name: 1e3 * self._clips_per_step / rate for name, rate in rates.items()}
+
     def _circumstances(self) -> Circumstances:
         place = self._path.place
         return Circumstances(
@@ -237,6 +251,7 @@ class _Measuring:
             world_size=place.ranks.world_size,
             device=place.device.type,
             executor=self._path.executor_name,
+            reading=self._path.reader.reading.name,
         )
 
 

@@ -47,7 +47,9 @@ def plain_report(report: Report) -> dict[str, Any]:
         "slowest_rank": slowest_rank(report.results),
         "numbers": numbers.as_plain(),
         "what_if": [asdict(row) for row in what_if(numbers)],
-        "storage": [dict(zip(("nodes", "mb_per_s", "of_measured"), row, strict=True)) for row in storage_rows(numbers)],
+        "storage": [
+            dict(zip(("nodes", "mb_per_s", "of_bandwidth"), row, strict=True)) for row in storage_rows(numbers)
+        ],
         "waits_ms": [1e3 * wait for wait in report.rank.waits],
         "ready_batches": _queue(report.rank),
         "ranks": [result.numbers.as_plain() for result in report.results],
@@ -107,7 +109,7 @@ def _tables(report: Report) -> list[Table]:
         ("What if", ["change", "batch, ms", "step, ms", "limit", "known by"], _what_if_rows(numbers)),
         (
             "N nodes like this one on one storage",
-            ["nodes", "MB/s at full speed", "of the rate here"],
+            ["nodes", "MB/s at full speed", "of its bandwidth"],
             _storage(numbers),
         ),
     ]
@@ -129,8 +131,14 @@ def _run_rows(found: Measurement) -> list[list[str]]:
         ["waiting, median", f"{waits.p50_ms:.1f}", "", ""],
         ["waiting, 99 % quantile", f"{waits.p99_ms:.1f}", "", ""],
         [f"read: {found.bytes_per_step / 1e6:.2f} MB a step, at {found.read_rate:.0f} MB/s", "", "", ""],
+        [_storage_words(found), "", "", ""],
         *([f"{unit} busy in training: {percent:.0f} %", "", "", ""] for unit, percent in found.gpu_busy.items()),
     ]
+
+
+def _storage_words(found: Measurement) -> str:
+    speed = found.storage
+    return f"storage: {1e3 * speed.latency:.2f} ms, {speed.bandwidth / 1e6:.0f} MB/s; read plan {found.at.reading}"
 
 
 def _part_rows(found: Measurement) -> list[list[str]]:

@@ -25,6 +25,7 @@ from pipelines.data_variants import (
 from pipelines.executors import make_executor
 from pipelines.executors.cpu import CpuExecutor, Step
 from pipelines.loader import ClipLoader, LoaderStatistics
+from pipelines.read_cost import ReadChoice
 from pipelines.source import ClipSource
 from pipelines.timeline import Span, Timeline
 from pipelines.types import Batch, ClipPixels, EncodedClip, Executor
@@ -43,10 +44,11 @@ NEVER = 10**9
 class DataPath:
     """All that loaders of one stage are made of. reader: of the clips of `source`, for reading_threads threads.
 
-    first_step: of the stage, from which batches are taken.
+    storage: what reading by other plans would take. first_step: of the stage, from which batches are taken.
     """
 
     source: ClipSource
+    storage: ReadChoice
     reader: ClipReader
     reading_threads: int
     executor_name: str

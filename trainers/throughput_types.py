@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
+from shards.speed import StorageSpeed
+
 Limit = Literal["data", "compute", "cores"]
 
 
@@ -23,7 +25,7 @@ class Waits:
 class Circumstances:
     """What a rank ran on and with. clips_per_step: of this rank. cores: that its process may use.
 
-    reading_threads wait for storage; loading_threads decode and warp.
+    reading_threads wait for storage by the read plan `reading`; loading_threads decode and warp.
     """
 
     clips_per_step: int
@@ -35,6 +37,7 @@ class Circumstances:
     world_size: int
     device: str
     executor: str
+    reading: str
 
 
 @dataclass(frozen=True)
@@ -48,7 +51,9 @@ class Measurement:
     path taken away. unsynchronised_ms: a step of compute_ms that exchanges no gradients; None for one rank. plain_ms:
     data_ms without augmentation; synthetic_ms: with batches that lie ready. checksum_ms: share of "read" that goes into
     CRC-32. bytes_per_step: that this rank reads. read_rate: MB/s of the reads while they lasted. cores_busy: during
-    data, compute and both. gpu_busy: percent of the time in training, by unit; empty without a GPU.
+    data, compute and both. storage: latency and bandwidth, given or probed; read_plans: ms that reading a batch from
+    it takes by each plan, as pipelines.read_cost predicts. gpu_busy: percent of the
+    time in training, by unit; empty without a GPU.
     """
 
     data_ms: float
@@ -66,6 +71,8 @@ class Measurement:
     checksum_ms: float
     bytes_per_step: float
     read_rate: float
+    storage: StorageSpeed
+    read_plans: Mapping[str, float]
     cores_busy: Mapping[str, float]
     gpu_busy: Mapping[str, float]
     at: Circumstances

@@ -103,7 +103,10 @@ def what_if(found: Measurement) -> list[WhatIf]:
         change = f"{threads} loading threads on as many cores"
         rows.append(_row(found, change, modelled_data_ms(found, threads), measured=False))
     if "read" in found.without:
-        rows.append(_row(found, "bytes in memory (resident read plan)", found.without["read"], measured=True))
+        rows.append(_row(found, "all bytes in memory", found.without["read"], measured=True))
+    others = {name: ms for name, ms in found.read_plans.items() if name != found.at.reading}
+    unread = found.without.get("read", found.data_ms)
+    rows += [_row(found, f"read plan {name}", max(unread, ms), measured=False) for name, ms in others.items()]
     if "image decode" in found.without:
         rows.append(_row(found, "JPEGs decoded elsewhere (GPU)", found.without["image decode"], measured=True))
     rows.append(_row(found, "no augmentation", found.plain_ms, measured=True))
@@ -112,13 +115,13 @@ def what_if(found: Measurement) -> list[WhatIf]:
 
 
 def storage_rows(found: Measurement, nodes: tuple[int, ...] = (1, 2, 4, 8, 16, 64)) -> list[tuple[int, float, float]]:
-    """(nodes like this one, MB/s they take from storage together, that by read_rate of this one) at full compute speed.
+    """(nodes like this one, MB/s they take from storage together, that by its bandwidth) at full compute speed.
 
-    Above 1, the storage would have to give more than it gave here; how much it can is tools/doctor.py's question.
+    The bandwidth is that seen by one node; above 1, the storage would have to give more than that.
     """
     step_seconds = max(found.compute_ms, 1e-6) / 1000
     demand = found.bytes_per_step * found.at.world_size / step_seconds / 1e6
-    return [(count, count * demand, count * demand / max(found.read_rate, 1e-9)) for count in nodes]
+    return [(count, count * demand, count * demand * 1e6 / found.storage.bandwidth) for count in nodes]
 
 
 def _row(found: Measurement, change: str, data_ms: float, *, measured: bool) -> WhatIf:

@@ -38,7 +38,7 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> Config:
     folder = tmp_path_factory.mktemp("throughput")
     values = plain_config(build_shards(folder), folder / "run")
     values["stages"][0]["batch_size"] = 1
-    values["reading"] = {"plan": "frame", "threads": 1}
+    values["reading"] = {"plan": "frame", "threads": 1, "latency_ms": 0.1, "bandwidth_mb": 1000}
     return make_config(values, source="test")
 
 

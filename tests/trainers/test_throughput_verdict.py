@@ -100,6 +100,11 @@ def test_what_if_keeps_measured_and_modelled_apart() -> None:
     assert (present.data_ms, present.step_ms, present.limit) == (100.0, 100.0, "data")
     decoded = rows["JPEGs decoded elsewhere (GPU)"]
     assert (decoded.data_ms, decoded.step_ms, decoded.limit, decoded.measured) == (20.0, 40.0, "compute", True)
+    plans = [rows[f"read plan {name}"] for name in ("span", "resident")]
+    assert [(row.data_ms, row.measured) for row in plans] == [(99.0, False), (99.0, False)], "reading is not the wall"
+    assert "read plan frame" not in rows, "that is the present one"
+    slow = {row.change: row for row in what_if(numbers(without={"read": 30.0}))}
+    assert [slow[f"read plan {name}"].data_ms for name in ("span", "resident")] == [30.0, 50.0]
     doubled = rows["4 loading threads on as many cores"]
     assert (doubled.step_ms, doubled.limit, doubled.measured) == (pytest.approx(55.0), "data", False)
     assert "JPEGs decoded elsewhere (GPU)" not in [row.change for row in what_if(numbers(without={"read": 1.0}))]

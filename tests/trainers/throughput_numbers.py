@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
+from shards.speed import StorageSpeed
 from trainers.throughput import RankResult
 from trainers.throughput_types import Circumstances, Measurement, Waits
 
@@ -18,6 +19,7 @@ AT = Circumstances(
     world_size=1,
     device="cuda",
     executor="cpu",
+    reading="frame",
 )
 
 DATA_BOUND = Measurement(
@@ -36,6 +38,8 @@ DATA_BOUND = Measurement(
     checksum_ms=2.0,
     bytes_per_step=2e6,
     read_rate=200.0,
+    storage=StorageSpeed(0.001, 200e6),
+    read_plans={"frame": 10.0, "span": 20.0, "resident": 50.0},
     cores_busy={"data": 2.0, "compute": 0.5, "both": 2.2},
     gpu_busy={"GPU": 41.0},
     at=AT,
