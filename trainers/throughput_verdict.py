@@ -12,6 +12,8 @@ CLEAR_GAIN = 0.1
 """Share of a batch's time that taking a part away must save to be called the wall."""
 MUCH_UNREST = 0.3
 """Difference of two equal runs from which on small differences between others mean nothing."""
+FULL_CORE = 0.7
+"""CPU time by wall time that training on a CPU has at least where nobody else takes the cores."""
 MOST_THREADS = 1024
 
 
@@ -19,11 +21,21 @@ def judge(found: Measurement) -> Verdict:
     """The limit, the wall behind it, and a sentence with the figures; another one where the machine was not quiet."""
     limit = find_limit(found)
     verdict = _compute_verdict(found) if limit == "compute" else _data_verdict(found, limit)
-    if found.unrest < MUCH_UNREST:
+    unrest = _describe_unrest(found)
+    if not unrest:
         return verdict
-    fast, slow = sorted(found.repeated_ms)
-    words = f"the machine was busy: two equal runs of loading took {fast:.0f} and {slow:.0f} ms a batch; measure again"
-    return replace(verdict, words=f"{verdict.words}. Take this with care, {words} when it is quiet")
+    care = f"Take this with care, the machine was busy: {'; '.join(unrest)}; measure again when it is quiet"
+    return replace(verdict, words=f"{verdict.words}. {care}")
+
+
+def _describe_unrest(found: Measurement) -> list[str]:
+    signs = []
+    if found.unrest >= MUCH_UNREST:
+        fast, slow = sorted(found.repeated_ms)
+        signs.append(f"two equal runs of loading took {fast:.0f} and {slow:.0f} ms a batch")
+    if found.at.device == "cpu" and found.cores_busy["compute"] < FULL_CORE:
+        signs.append(f"training alone got {found.cores_busy['compute']:.1f} of a core")
+    return signs
 
 
 def _data_verdict(found: Measurement, limit: Limit) -> Verdict:

@@ -41,6 +41,13 @@ def test_unrest_is_said_and_changes_no_verdict() -> None:
     assert "the machine was busy: two equal runs of loading took 100 and 180 ms a batch" in busy.words
 
 
+def test_a_core_that_others_took_is_said() -> None:
+    shares = {"data": 1.0, "compute": 0.25, "both": 1.0}
+    busy = judge(numbers(device="cpu", cores_busy=shares)).words
+    assert "the machine was busy: training alone got 0.2 of a core; measure again" in busy
+    assert "busy" not in judge(numbers(device="cuda", cores_busy=shares)).words, "there the GPU does the work"
+
+
 def test_two_equal_parts_side_by_side_are_no_wall_alone() -> None:
     found = numbers(without={"read": 96.0, "image decode": 95.0})
     assert find_data_wall(found) == ("image decode", None)
@@ -66,7 +73,13 @@ def test_little_waiting_is_compute_bound_by_its_largest_part() -> None:
 
 def test_ranks_and_shared_cores_are_said() -> None:
     found = numbers(
-        compute_ms=200.0, both_ms=300.0, waits=waiting(1.0), unsynchronised_ms=150.0, world_size=4, device="cpu"
+        compute_ms=200.0,
+        both_ms=300.0,
+        waits=waiting(1.0),
+        unsynchronised_ms=150.0,
+        cores_busy={"compute": 1.0},
+        world_size=4,
+        device="cpu",
     )
     words = judge(found).words
     assert "the exchange of gradients between 4 ranks adds 25%" in words
