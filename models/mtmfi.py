@@ -6,6 +6,7 @@ Robinson et al. 2020. The spec's variants: `initial` is MTM, `bise` MTM + FI, `f
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
@@ -27,7 +28,8 @@ class Mtmfi(nn.Module):
     """Trunk and refiner; target models are not part of it, they belong to a video's objects.
 
     variant: of the refiner. trunk: which ResNet, with `base` stem channels. train_trunk: let the trunk learn with the
-    refiner, which the method does not; for trunks without ImageNet weights. initialise: draw a start from `generator`,
+    refiner, which the method does not; for trunks without ImageNet weights. prior: the probability of an object that the
+    untrained refiner gives about everywhere (the published start gives 1/2). initialise: draw a start from `generator`,
     the trunk's from the file `trunk_weights` where there is one.
     """
 
@@ -38,6 +40,7 @@ class Mtmfi(nn.Module):
         base: int = 64,
         *,
         train_trunk: bool = False,
+        prior: float | None = None,
         trunk_weights: Path | None = None,
         generator: torch.Generator | None = None,
         initialise: bool = True,
@@ -51,6 +54,8 @@ class Mtmfi(nn.Module):
             source = torch.Generator().manual_seed(0) if generator is None else generator
             start_trunk(self.trunk, trunk_weights, source)
             initialise_layers(self.refiner, source)
+            if prior is not None:
+                nn.init.constant_(self.refiner.project.conv2.bias, math.log(prior / (1 - prior)))
 
     @property
     def target_levels(self) -> tuple[str, ...]:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
+from pydantic import Field
 from pydantic.dataclasses import dataclass
 from torch import Tensor, nn
 
@@ -15,7 +16,7 @@ from models.mtmfi import TRUNK_PREFIX, Mtmfi
 from models.refiner import Variant
 from models.released_mtmfi import read_model
 from models.weight_files import load_strictly, require_finite
-from trainers.choices import STRICT, Count
+from trainers.choices import STRICT, Count, Number
 from trainers.segmenters.mtmfi import MtmfiOptions, MtmfiSegmenter
 
 
@@ -33,6 +34,10 @@ class MtmfiNetwork:
     trunk_weights: Path | None = None
     # The trunk learns too, which the method does not do; for trunks that start at random.
     train_trunk: bool = False
+    # Probability of an object that the untrained refiner begins with, for short runs from a random trunk; null: about
+    # 1/2, as published. Without it such runs may kill every channel that speaks for an object while they learn that
+    # most pixels are background.
+    prior: Annotated[Number, Field(gt=0, lt=1)] | None = None
 
 
 class MtmfiMethod:
@@ -48,6 +53,7 @@ class MtmfiMethod:
             options.trunk,
             options.base,
             train_trunk=options.train_trunk,
+            prior=options.prior,
             trunk_weights=options.trunk_weights,
             generator=generator,
         )
