@@ -167,7 +167,7 @@ def _load(clips: Sequence[EncodedClip]) -> Callable[[], None]:
 
 def _decode(clips: Sequence[EncodedClip], scratch: Scratch) -> None:
     for clip in clips:
-        for index in range(len(clip.frames)):
+        for index in {id(frame): index for index, frame in enumerate(clip.frames)}.values():  # a still only once
             height, width = jpeg_size(clip, index)
             decode_jpeg_padded(clip, index, scratch.decoded(height * width * 4))
 

@@ -20,6 +20,7 @@ from pipelines.executors.encoded import decode_jpeg_padded, decode_labels, fill_
 from pipelines.executors.frames import FrameExecutor
 from pipelines.executors.geometry import NEIGHBOURS, SnappedMatrices, floor_matrices, pixel_centred, shifted, snap
 from pipelines.types import VOID, ClipPixels, EncodedClip
+from shards.reader import EncodedFrame
 
 NO_COLOUR = np.eye(3, 4, dtype=np.float32)
 
@@ -55,8 +56,7 @@ class CpuExecutor:
         labels_out: NDArray[np.uint8],
     ) -> None:
         plan, run = clip.plan, self._run
-        height, width = jpeg_size(clip, index)
-        image = run("image decode", decode_jpeg_padded, clip, index, self._scratch.decoded(height * width * 4))
+        image = self._decode(clip, index)
         scratch, warp = self._scratch.warped(plan.size), warp_nearest if plan.nearest_images else warp_image
         run("warp", warp, image, warps.images[index], fill_colour(plan), scratch, image_out)
         run("colour", apply_colour, image_out, plan.colours[index])
@@ -67,6 +67,16 @@ class CpuExecutor:
             run("warp", warp_unanimous, labels, warps.labels[:, index], labels_out)
         else:
             run("warp", warp_labels, labels, warps.labels[0, index], labels_out)
+
+    def _decode(self, clip: EncodedClip, index: int) -> NDArray[np.uint8]:
+        """The frame's image, (h, w, 4). A still is decoded once for all frames of its clip."""
+        scratch, frame = self._scratch, clip.frames[index]
+        if scratch.shown is None or scratch.shown[0] is not frame:
+            scratch.shown = None  # until the buffer holds all of it
+            height, width = jpeg_size(clip, index)
+            buffer = scratch.decoded(height * width * 4)
+            scratch.shown = frame, self._run("image decode", decode_jpeg_padded, clip, index, buffer)
+        return scratch.shown[1]
 
 
 class ClipWarps(NamedTuple):
@@ -89,9 +99,13 @@ class ClipWarps(NamedTuple):
 
 
 class Scratch(threading.local):
-    """Memory of one thread, kept between frames: fresh pages for each would cost half as much as decoding."""
+    """Memory of one thread, kept between frames: fresh pages for each would cost half as much as decoding.
+
+    shown: the frame whose pixels lie in `decoded`, and those pixels.
+    """
 
     def __init__(self) -> None:
+        self.shown: tuple[EncodedFrame, NDArray[np.uint8]] | None = None
         self._decoded = np.empty(0, np.uint8)
         self._warped = np.empty((0, 0, 4), np.uint8)
 

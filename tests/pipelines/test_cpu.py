@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 
 import cv2
 import numpy as np
@@ -199,3 +200,25 @@ def test_unknown_executors_and_impossible_threads_are_named() -> None:
         make_executor("cpu", threads=0)
     assert list(EXECUTORS) == ["cpu", "dali", "paper"]
     assert isinstance(make_executor("cpu", threads=2, device="cpu"), CpuExecutor)
+
+
+def test_a_frame_shown_again_is_decoded_once_and_another_one_anew() -> None:
+    decoded = []
+
+    def run(step: str, work: Callable[..., object], *arguments: object) -> object:
+        decoded.append(step == "image decode")
+        return work(*arguments)
+
+    first, second = clip(1, num_frames=2), clip(2, num_frames=2)
+    still = dataclasses.replace(first, frames=(first.frames[0],) * 2)
+    executor = CpuExecutor(run=run)
+    pixels = executor([still, second])
+    assert sum(decoded) == 3
+    for index, encoded in enumerate((still, second)):
+        assert torch.equal(CpuExecutor()([encoded]).images[0], pixels.images[index])
+    # A frame that does not decode leaves nothing behind that could be shown in its place.
+    torn = dataclasses.replace(second.frames[0], image=second.frames[0].image[:500] + b"\xff\xd9")
+    broken = dataclasses.replace(second, frames=(torn, torn))
+    for _ in range(2):
+        with pytest.raises(DataError, match="expected a JPEG that decodes completely"):
+            executor([broken])
