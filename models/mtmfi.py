@@ -28,9 +28,9 @@ class Mtmfi(nn.Module):
     """Trunk and refiner; target models are not part of it, they belong to a video's objects.
 
     variant: of the refiner. trunk: which ResNet, with `base` stem channels. train_trunk: let the trunk learn with the
-    refiner, which the method does not; for trunks without ImageNet weights. prior: the probability of an object that the
-    untrained refiner gives about everywhere (the published start gives 1/2). initialise: draw a start from `generator`,
-    the trunk's from the file `trunk_weights` where there is one.
+    refiner, which the method does not; for trunks without ImageNet weights. prior: the probability of an object that
+    the untrained refiner gives about everywhere (the published start gives 1/2). initialise: draw a start from
+    `generator`, the trunk's from the file `trunk_weights` where there is one.
     """
 
     def __init__(
@@ -55,7 +55,7 @@ class Mtmfi(nn.Module):
             start_trunk(self.trunk, trunk_weights, source)
             initialise_layers(self.refiner, source)
             if prior is not None:
-                nn.init.constant_(self.refiner.project.conv2.bias, math.log(prior / (1 - prior)))
+                nn.init.constant_(self.refiner.get_parameter("project.conv2.bias"), math.log(prior / (1 - prior)))
 
     @property
     def target_levels(self) -> tuple[str, ...]:

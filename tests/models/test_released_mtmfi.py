@@ -135,6 +135,15 @@ def test_only_the_refiner_learns_unless_the_trunk_is_to(network: Mtmfi) -> None:
 
 
 @torch.no_grad()
+def test_a_prior_is_what_the_untrained_network_says_of_every_pixel() -> None:
+    model = Mtmfi("bise", "resnet18", base=8, prior=0.05, generator=torch.Generator().manual_seed(2)).eval()
+    generator = torch.Generator().manual_seed(1)
+    images = torch.randn(1, 3, 64, 64, generator=generator)
+    scores = [torch.rand(1, 1, 8, 8, generator=generator), torch.rand(1, 1, 4, 4, generator=generator)]
+    assert model.refine(model.look(images), scores, (64, 64)).sigmoid().mean().item() == pytest.approx(0.05, abs=0.02)
+
+
+@torch.no_grad()
 def test_training_mode_leaves_the_trunks_statistics_alone(network: Mtmfi) -> None:
     images = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(1))
     expected = network.look(images)
