@@ -51,5 +51,5 @@ def _as_still(clip: EncodedClip) -> EncodedClip:
     assert labels is not None, "clips are made of annotated frames"
     codec = soft_codec(clip.mask_codec)
     mask = encode_soft_mask(np.where((labels > 0) & (labels < 255), 255, 0).astype(np.uint8), codec)
-    frames = tuple(EncodedFrame(frame.image, mask) for frame in clip.frames)
-    return dataclasses.replace(clip, frames=frames, mask_codec=codec)
+    still = EncodedFrame(clip.frames[0].image, mask)
+    return dataclasses.replace(clip, frames=(still,) * len(clip.frames), mask_codec=codec)
