@@ -19,6 +19,8 @@ NO_JPEG = "image is no JPEG"
 MIN_SIDE = 8
 # As many as 8192x8192, nearly three times the largest photos of the static sets.
 MAX_PIXELS = 1 << 26
+# What a file may be. Pillow reads many more forms, PostScript among them, for which it starts another program.
+_FORMATS = ("JPEG", "PNG", "GIF", "BMP", "TIFF", "WEBP")
 # Of the few images that have to be encoded anew.
 QUALITY = 95
 
@@ -66,9 +68,9 @@ def _read_as_it_is(data: bytes) -> SourceImage:
     if not data.startswith(_START):
         return _encoded_anew(data, NO_JPEG, f"a file that begins with {data[:8]!r}")
     segments = _segments(data)
+    _require_pixels(_declared_size(segments))
     if _orientation(data, segments) != 1:
         return _encoded_anew(data, "EXIF orientation", f"orientation {_orientation(data, segments)}")
-    _require_pixels(_declared_size(segments))
     data, shape, colours, findings = _decoded_strictly(data, in_one_scan=_in_one_scan(segments))
     if colours in ("CMYK", "YCCK"):
         return _encoded_anew(data, "CMYK image", f"a {colours} JPEG")
@@ -135,10 +137,12 @@ def _decodes(data: bytes) -> bool:
 
 def _encoded_anew(data: bytes, reason: str, found: str) -> SourceImage:
     try:
-        with Image.open(io.BytesIO(data)) as image:
+        with Image.open(io.BytesIO(data), formats=_FORMATS) as image:
             _require_pixels((image.height, image.width))
             _require_eight_bits(image.mode)
             pixels = np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning):
+        raise _absurd(f"{found} and claims more than {Image.MAX_IMAGE_PIXELS}") from None
     except (OSError, SyntaxError, ValueError) as error:
         raise RefusedError(
             "no image", expected="a JPEG", found=f"{found} ({type(error).__name__})", remedy=_MEND_FILE
@@ -196,12 +200,16 @@ def _declared_size(segments: dict[int, bytes]) -> tuple[int, int]:
 def _require_pixels(shape: tuple[int, int]) -> None:
     """Before anything is decoded: a few kilobytes can claim gigabytes of pixels."""
     if shape[0] * shape[1] > MAX_PIXELS or max(shape) > MAX_SIDE:
-        raise RefusedError(
-            "absurd size",
-            expected=f"at most {MAX_PIXELS} pixels and {MAX_SIDE} a side",
-            found=f"{shape[1]}x{shape[0]}",
-            remedy=_MEND_FILE,
-        )
+        raise _absurd(f"{shape[1]}x{shape[0]}")
+
+
+def _absurd(found: str) -> RefusedError:
+    return RefusedError(
+        "absurd size",
+        expected=f"at most {MAX_PIXELS} pixels and {MAX_SIDE} a side",
+        found=found,
+        remedy=_MEND_FILE,
+    )
 
 
 def _require_eight_bits(mode: str) -> None:

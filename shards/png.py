@@ -8,12 +8,16 @@ import zlib
 from dataclasses import dataclass
 
 import numpy as np
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from shards.findings import RefusedError
 
 SIGNATURE = b"\x89PNG\r\n\x1a\n"
 GREY, RGB, PALETTE, GREY_ALPHA, RGB_ALPHA = 0, 2, 3, 4, 6
+_CHANNELS = {GREY: 1, RGB: 3, PALETTE: 1, GREY_ALPHA: 2, RGB_ALPHA: 4}
+# First column and row of each pass of an interlaced PNG, and how far its columns and rows are apart.
+_ADAM7 = ((0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2), (0, 1, 1, 2))
+_PIECE_BYTES = 1 << 20
 _MEND_FILE = "restore the file from the original package"
 
 
@@ -63,12 +67,14 @@ def read_chunks(data: bytes) -> list[tuple[bytes, bytes]]:
 
 
 def read_header(chunks: list[tuple[bytes, bytes]]) -> PngHeader:
-    """Header of a PNG. Raises RefusedError if IHDR or a needed PLTE is missing."""
+    """Header of a PNG. Raises RefusedError if IHDR or a needed PLTE is missing, or there is no pixel."""
     kind, content = chunks[0]
     palette = next((body for name, body in chunks if name == b"PLTE"), None)
     if kind != b"IHDR" or len(content) != 13:
         raise RefusedError("damaged mask", expected="a PNG with IHDR", found="none", remedy=_MEND_FILE)
     width, height, bit_depth, colour_type, _, _, interlace = struct.unpack(">IIBBBBB", content)
+    if not width or not height:
+        raise _damaged("at least one pixel", f"{width}x{height}")
     if colour_type == PALETTE and palette is None:
         raise RefusedError("damaged mask", expected="a palette (PLTE)", found="none", remedy=_MEND_FILE)
     return PngHeader(height, width, bit_depth, colour_type, interlace != 0, palette)
@@ -88,9 +94,41 @@ def decode_pixels(data: bytes) -> np.ndarray:
         with Image.open(io.BytesIO(data), formats=("PNG",)) as image:
             return np.array(image)
     except (OSError, SyntaxError, ValueError, zlib.error) as error:
-        raise RefusedError(
-            "damaged mask", expected="a PNG that can be decoded", found=str(error), remedy=_MEND_FILE
-        ) from None
+        # Pillow names the object in memory it was given, and findings must be the same bytes in every run.
+        found = "no valid header" if isinstance(error, UnidentifiedImageError) else str(error)
+        raise _damaged("a PNG that can be decoded", found) from None
+
+
+def require_all_pixels(chunks: list[tuple[bytes, bytes]], header: PngHeader) -> None:
+    """Raise RefusedError if the pixel data end too early, which Pillow takes for background below the last row."""
+    missing = _pixel_bytes(header)
+    stream = zlib.decompressobj()
+    packed = b"".join(body for kind, body in chunks if kind == b"IDAT")
+    try:
+        while missing > 0 and (piece := stream.decompress(packed, _PIECE_BYTES)):
+            missing -= len(piece)
+            packed = stream.unconsumed_tail
+    except zlib.error as error:
+        raise _damaged("pixel data that can be unpacked", str(error)) from None
+    if missing > 0:
+        raise _damaged(f"pixel data of {_pixel_bytes(header)} bytes", f"{missing} fewer")
+
+
+def _pixel_bytes(header: PngHeader) -> int:
+    """Bytes of the unpacked pixel data: rows with their filters; of interlaced ones those of seven smaller pictures."""
+    bits = header.bit_depth * _CHANNELS.get(header.colour_type, 0)
+    passes = _ADAM7 if header.interlaced else ((0, 0, 1, 1),)
+    total = 0
+    for column, row, columns_apart, rows_apart in passes:
+        width = -((column - header.width) // columns_apart)
+        height = -((row - header.height) // rows_apart)
+        if width > 0 and height > 0:
+            total += height * (1 + -(-width * bits // 8))
+    return total
+
+
+def _damaged(expected: str, found: str) -> RefusedError:
+    return RefusedError("damaged mask", expected=expected, found=found, remedy=_MEND_FILE)
 
 
 def decode_unfiltered(chunks: list[tuple[bytes, bytes]], header: PngHeader) -> np.ndarray | None:

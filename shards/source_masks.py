@@ -60,10 +60,11 @@ def read_mask(data: bytes, codec: MaskCodec, reading: Reading = "ids", scaling: 
     chunks = png.read_chunks(data)
     header = png.read_header(chunks)
     _require_size(header)
-    deep = header.colour_type == png.GREY_ALPHA and header.bit_depth == 16
-    pixels = png.decode_deep_grey_alpha(chunks) if deep else png.decode_unfiltered(chunks, header)
+    pixels = png.decode_unfiltered(chunks, header)
     if pixels is None:
-        pixels = png.decode_pixels(data)
+        png.require_all_pixels(chunks, header)
+        deep = header.colour_type == png.GREY_ALPHA and header.bit_depth == 16
+        pixels = png.decode_deep_grey_alpha(chunks) if deep else png.decode_pixels(data)
     if reading == "soft":
         return _soft(pixels, header, codec, scaling)
     findings: list[Finding] = []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import zlib
 
 import numpy as np
 import pytest
@@ -70,6 +71,30 @@ def test_an_image_of_16_bits_is_refused_for_its_levels_would_be_cut_off():
         with pytest.raises(RefusedError) as caught:
             read_image(saved(deep, form))
         assert caught.value.finding.reason == "deep image"
+
+
+def claiming(data: bytes, marker: bytes, place: int, size: bytes) -> bytes:
+    """A file whose header claims another size: these bytes, so far behind a marker."""
+    at = data.index(marker) + place
+    return data[:at] + size + data[at + len(size) :]
+
+
+@pytest.mark.parametrize("side", [9000, 12000, 30000])
+def test_a_small_file_that_claims_a_huge_picture_is_refused_whatever_its_form(side):
+    short = side.to_bytes(2) * 2
+    png = claiming(saved(picture(), "png"), b"IHDR", 4, side.to_bytes(4) * 2)
+    png = claiming(png, b"IHDR", 17, zlib.crc32(png[12:29]).to_bytes(4))
+    gif = claiming(saved(picture(), "gif"), b"GIF", 6, side.to_bytes(2, "little") * 2)
+    for data in (claiming(PLAIN, b"\xff\xc0", 5, short), claiming(turned(6), b"\xff\xc0", 5, short), png, gif):
+        with pytest.raises(RefusedError) as caught:
+            read_image(data)
+        assert caught.value.finding.reason == "absurd size"
+
+
+def test_forms_that_pillow_would_read_by_other_programs_are_never_tried():
+    with pytest.raises(RefusedError) as caught:
+        read_image(saved(picture(), "eps"))
+    assert "UnidentifiedImageError" in caught.value.finding.found
 
 
 def test_a_tiny_image_is_refused():

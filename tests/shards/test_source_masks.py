@@ -218,3 +218,40 @@ def test_data_of_another_length_than_the_header_says_are_never_unpacked_whole():
     cut = with_rows(bytes(72), 6, 11)
     cut[1] = (b"IDAT", cut[1][1][:-2])
     assert png.decode_unfiltered(cut, png.read_header(cut)) is None
+
+
+@pytest.mark.parametrize("way", ["palette", "4-bit palette", "2-bit grey", "16-bit grey", "grey with alpha", "colours"])
+@pytest.mark.parametrize("reading", ["ids", "merged"])
+def test_a_mask_whose_last_rows_are_missing_is_refused_although_every_checksum_is_right(way, reading):
+    chunks = png.read_chunks(STORED[way])
+    raw = zlib.decompress(b"".join(body for kind, body in chunks if kind == b"IDAT"))
+    for num_bytes in (0, 1, len(raw) // 2, len(raw) - 1):
+        short = [(kind, body) for kind, body in chunks if kind not in (b"IDAT", b"IEND")]
+        short += [(b"IDAT", zlib.compress(raw[:num_bytes])), (b"IEND", b"")]
+        with pytest.raises(RefusedError) as caught:
+            read_mask(png.SIGNATURE + b"".join(map(png._encode_chunk, short)), "lz4", reading)
+        assert caught.value.finding.reason == "damaged mask"
+        assert caught.value.finding.found == f"{len(raw) - num_bytes} fewer"
+
+
+def test_the_size_of_interlaced_pixel_data_is_known(shared_data):
+    path = shared_data / "broken_mini" / "Annotations" / "480p" / "mask_interlaced" / "00001.png"
+    chunks = png.read_chunks(path.read_bytes())
+    raw = zlib.decompress(b"".join(body for kind, body in chunks if kind == b"IDAT"))
+    assert png.read_header(chunks).interlaced and png._pixel_bytes(png.read_header(chunks)) == len(raw)
+
+
+def test_what_is_said_of_a_damaged_header_is_the_same_in_every_run():
+    header = struct.pack(">IIBBBBB", 2, 1, 3, png.GREY, 0, 0, 0)  # there are no 3 bits a pixel
+    odd = [(b"IHDR", header), (b"IDAT", zlib.compress(bytes(4))), (b"IEND", b"")]
+    with pytest.raises(RefusedError) as caught:
+        read_mask(png.SIGNATURE + b"".join(map(png._encode_chunk, odd)), "lz4")
+    assert caught.value.finding.found == "no valid header"
+
+
+@pytest.mark.parametrize("shape", [(0, 2), (2, 0)])
+def test_a_mask_of_no_pixel_is_refused(shape):
+    nothing = with_rows(bytes(shape[0]), *shape)
+    with pytest.raises(RefusedError) as caught:
+        read_mask(png.SIGNATURE + b"".join(map(png._encode_chunk, nothing)), "lz4")
+    assert caught.value.finding.found == f"{shape[1]}x{shape[0]}"
