@@ -106,14 +106,17 @@ def job_kills(shards: Path, root: Path, points: int, dice: random.Random) -> lis
     for point in range(points):
         job = begin(shards, root, "job-kills", "--resume")
         before = job.last_step()
-        delay = dice.uniform(0, 20)
-        wait_until(lambda: False, job, delay)
+        moment = "while it started"
+        if dice.random() < 0.7:
+            wait_until(lambda: job.last_step() > before, job)  # noqa: B023 - called at once
+            moment = "at work"
+        wait_until(lambda: False, job, dice.uniform(0, 5))
         if job.process.poll() is not None:
             break
         kill_job(job)
         newest = max((int(path.stem.partition("-")[2]) for path in list_checkpoints(job.folder)), default=0)
         reached = job.last_step()
-        rows.append(f"kill {point + 1} after {delay:.1f} s: steps {before} to {reached}, {reached - newest} lost")
+        rows.append(f"kill {point + 1} {moment}: steps {before} to {reached}, {reached - newest} lost")
     job = begin(shards, root, "job-kills", "--resume")
     return [*rows, f"{len(rows)} kills, status {job.process.wait()}", same_end(job.folder, root)]
 
@@ -201,7 +204,7 @@ def bad_reads(shards: Path, root: Path, *_: Any) -> list[str]:
     except OSError as error:
         rows.append("; ".join([str(error), *error.__notes__]))
     train_on("bad-disk", open_shard)
-    train_on("slow-disk", SlowStorage(latency=0.2, bandwidth=1e6))
+    train_on("slow-disk", SlowStorage(latency=0.1, bandwidth=2e4))
     waits = {
         name: [r["data_ms"] for r in reports(root / name) if "data_ms" in r] for name in ("good-disk", "slow-disk")
     }

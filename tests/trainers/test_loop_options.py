@@ -46,6 +46,17 @@ def test_gradients_are_clipped_to_their_norm_and_reported_as_they_were() -> None
     assert [report.metrics["gradient_norm"] for report in heard.reports] == [1.5, 3.5, 5.0]
 
 
+def test_scaled_gradients_are_clipped_at_their_true_size_and_overflows_are_left_out() -> None:
+    objective = OneWeight()
+    run = dataclasses.replace(make_run(objective, range(5), scaled=True), clip_gradients=2.0)
+    train_stage(run, Heard().hooks(), StopRequest())
+    assert objective.weight.item() == pytest.approx(2.0 - 0.5 * (1 + 2 + 2) - 0.25 * (2 + 2), abs=1e-4)
+    objective = OneWeight(root=True)
+    run = dataclasses.replace(make_run(objective, range(5), scaled=True), clip_gradients=2.0, accumulate=2)
+    train_stage(run, Heard().hooks(), StopRequest())
+    assert (objective.weight.item(), run.scaler.get_scale()) == (0.0, 65536.0 / 2**5)
+
+
 def test_an_average_follows_the_weights_and_can_stand_in_for_them() -> None:
     objective, heard = OneWeight(), Heard()
     average = WeightAverage(objective, 0.75)
