@@ -53,7 +53,7 @@ def train_tool(arguments: list[str]) -> int:
         return _replay(options)
     if "RANK" in os.environ:
         end_with_launcher()
-    start = Start(options.resume or _is_restart(), options.force, _time_left(options.max_time))
+    start = Start(options.resume or _is_restart(), options.force, time_left(options.max_time))
     if read_ranks(os.environ).is_first:
         outcome = _train_with_bar(load_config(options.config, options.overrides), start)
         print(_last_words(outcome))
@@ -111,7 +111,7 @@ def _is_restart() -> bool:
     return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
 
 
-def _time_left(max_time: float | None) -> float | None:
+def time_left(max_time: float | None) -> float | None:
     """Seconds, of those since the job began; a job that has been started again by its launcher does not begin anew."""
     if max_time is None or STARTED_VARIABLE not in os.environ:
         return max_time

@@ -11,7 +11,9 @@ from pathlib import Path
 import pytest
 
 from tests.trainers.small_runs import assert_equal_states, build_shards, plain_config, write_config
-from tools.train import train_tool
+from tools.train import duration_s, time_left, train_tool
+from trainers.config import ConfigError, load_config
+from trainers.stopping import STARTED_VARIABLE
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 COMMAND = [sys.executable, str(REPOSITORY / "tools" / "train.py")]
@@ -129,3 +131,46 @@ def test_data_that_is_not_there_is_one_line_and_status_1(config: Path, tmp_path:
     assert result.returncode == 1
     assert str(tmp_path / "nothing") in result.stderr
     assert "Traceback" not in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"), [("3:50:00", 13_800), ("50:00", 3000), ("230m", 13_800), ("3.5h", 12_600), ("1d", 86_400)]
+)
+def test_times_are_read_as_people_write_them(text: str, seconds: float) -> None:
+    assert duration_s(text) == seconds
+
+
+@pytest.mark.parametrize("text", ["", "90", "h", "-1h", "0s", "nan:00", "1:x", "infh"])
+def test_other_words_are_no_time(text: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        train_tool(["demo", f"--max-time={text}"])
+    assert stop.value.code == 2
+    assert "is no time; write 3:50:00, 230m or 3.5h" in capsys.readouterr().err
+
+
+def test_a_time_limit_counts_from_the_start_of_the_job(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert time_left(100.0) == 100.0
+    monkeypatch.setenv(STARTED_VARIABLE, str(time.monotonic() - 60))
+    assert time_left(100.0) == pytest.approx(40, abs=5)
+    assert time_left(None) is None
+
+
+def test_shipped_configs_are_found_by_name_from_anywhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("demo", "demo.yaml"):
+        config = load_config(Path(name))
+        assert (config.name, config.stages[0].name) == ("demo", "shapes")
+    with pytest.raises(ConfigError, match=r"demmo: is not there; give the path of a YAML file; shipped: demo, "):
+        load_config(Path("demmo"))
+    (tmp_path / "demo.yaml").write_text("stages: []\n")
+    with pytest.raises(ConfigError, match="stages is empty"):
+        load_config(Path("demo.yaml"))
+
+
+def test_arguments_that_do_not_go_together_are_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    for words, message in ((["demo", "--force"], "--force goes with --resume"), (["demo", "--replay", "x"], "alone")):
+        with pytest.raises(SystemExit) as stop:
+            train_tool(words)
+        error = capsys.readouterr().err
+        assert (stop.value.code, error.count("\n")) == (2, 1)
+        assert message in error
