@@ -12,6 +12,7 @@ import torch
 import yaml
 
 from tests.trainers.small_runs import assert_equal_states, build_shards, plain_config, small_config
+from tests.trainers.test_stages_of_two_kinds import build_stills
 from tools.evaluate import evaluate_results
 from tools.segment import segment
 from tools.train import train_tool
@@ -71,6 +72,20 @@ def test_validation_gives_the_figures_of_the_tools(validated: Path, shards: Path
     evaluate_results([str(out), str(shards), "--jobs", "1", "--output", str(tmp_path / "scores")])
     text = "".join(path.read_text() for path in (tmp_path / "scores").glob("*.json"))
     assert all(repr(records[-1][name]) in text for name in ("J&F-Mean", "J-Mean", "F-Mean")), text
+
+
+def test_a_network_of_still_images_is_validated_without_its_later_memory(shards: Path, tmp_path: Path) -> None:
+    stage = {
+        "steps": 1,
+        "data": [{"path": str(build_stills(tmp_path)), "split": "few"}],
+        "recipe": {"name": "rde_static", "size": 32},
+        "objective": {"name": "rde_still", "top_p_start_step": 0, "top_p_end_step": 1},
+    }
+    validation = {"path": str(shards), "every": 10, "videos": 1}
+    train(make_config(staged(shards, tmp_path / "run", stage, validation=validation), source="test"))
+    (found,) = [record for record in read_journal(tmp_path / "run") if record["kind"] == "validation"]
+    assert (found["step"], found["videos"]) == (1, 1)
+    assert 0 <= found[MEASURE] <= 1
 
 
 def test_the_best_is_named_and_kept(validated: Path) -> None:
