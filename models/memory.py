@@ -71,16 +71,15 @@ class _Layout(NamedTuple):
     slots: tuple[str, ...]
 
 
-# What is read before the first update after the first frame (copies of it), and what is read afterwards. The
-# two-frames and gt-compress modes hold the first frame TWICE, as the published results do. That doubles its softmax
-# mass, and top-k counts both copies: k = 40 may reach only 20 of its positions. Adding ln 2 to the logits of one copy
-# is equal for k = all only.
+# What is read before the first update after the first frame (copies of it), and what is read afterwards. Three modes
+# hold the first frame TWICE at times, as the published results do. That doubles its softmax mass, and top-k counts both
+# copies: k = 40 may reach only 20 of its positions. Adding ln 2 to the logits of one copy is equal for k = all only.
 _LAYOUTS: dict[BankMode, _Layout] = {
     "two-frames-compress": _Layout(2, ("compressed", "last", "first", "first")),
     "gt-compress": _Layout(2, ("compressed", "first")),
     "last-compress": _Layout(1, ("compressed", "last")),
     "compress": _Layout(1, ("compressed",)),
-    "two-frames": _Layout(2, ("last", "first", "first")),
+    "two-frames": _Layout(1, ("last", "first", "first")),
     "gt": _Layout(1, ("first",)),
     "last": _Layout(1, ("last",)),
     "stm": _Layout(1, ("first", "later")),
@@ -94,17 +93,24 @@ class MemoryBank:
     banks of their own. Slots: `first` (the frame whose mask is given), `last` (the latest memorised frame, not the
     previous one), `compressed` (the recurrent embedding), `later` (all frames after the first). Holds tensors only,
     on the model's device; gradients flow unless the caller turns them off. top_k: memory positions read per query
-    position, all of them while there are fewer; None for all.
+    position, all of them while there are fewer; None for all. first_frame_once: one copy of the first frame in the
+    modes that hold two.
     Source: RDE, Li et al. 2022; the modes are those of its evaluation program.
     """
 
     def __init__(
-        self, model: RecurrentReader, mode: BankMode = "two-frames-compress", top_k: int | None = None
+        self,
+        model: RecurrentReader,
+        mode: BankMode = "two-frames-compress",
+        top_k: int | None = None,
+        *,
+        first_frame_once: bool = False,
     ) -> None:
         if mode not in _LAYOUTS:
             raise ValueError(f"unknown bank mode {mode!r}; choose one of {', '.join(BANK_MODES)}")
         self._model = model
-        self._layout = _LAYOUTS[mode]
+        layout = _LAYOUTS[mode]
+        self._layout = _Layout(1, tuple(dict.fromkeys(layout.slots))) if first_frame_once else layout
         self._top_k = top_k
         self._slots: dict[str, Entry] = {}
         self._memory: Entry | None = None

@@ -35,7 +35,7 @@ class MethodArguments(Protocol):
 class RdeArguments:
     """The memory bank of RDE."""
 
-    names = ("mode", "top_k", "include_last")
+    names = ("mode", "top_k", "include_last", "first_frame_once")
 
     def add(self, parser: Parser) -> None:
         """See MethodArguments."""
@@ -48,6 +48,12 @@ class RdeArguments:
             help="memory positions read per query position, or all (default: 20 for youtube_vos, else 40)",
         )
         group.add_argument("--include-last", action="store_const", const=True, help="memorise every frame")
+        group.add_argument(
+            "--first-frame-once",
+            action="store_const",
+            const=True,
+            help="one copy of the first frame in memory, where the mode holds two as published",
+        )
 
     def options(self, arguments: Namespace, protocol: SegmentationProtocol) -> RdeOptions:
         """See MethodArguments."""
@@ -58,6 +64,7 @@ class RdeArguments:
             None if top_k == "all" else top_k,
             bool(arguments.include_last),
             arguments.amp,
+            bool(arguments.first_frame_once),
         )
 
     def sight(self, arguments: Namespace, protocol: SegmentationProtocol) -> Sight:

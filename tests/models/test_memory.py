@@ -91,7 +91,7 @@ READ_FRAMES: dict[BankMode, tuple[list[int], list[int], list[int]]] = {
     "gt-compress": ([1, 1], [12, 1], [123, 1]),
     "last-compress": ([1], [12, 2], [123, 3]),
     "compress": ([1], [12], [123]),
-    "two-frames": ([1, 1], [2, 1, 1], [3, 1, 1]),
+    "two-frames": ([1], [2, 1, 1], [3, 1, 1]),
     "gt": ([1], [1], [1]),
     "last": ([1], [2], [3]),
     "stm": ([1], [1, 2], [1, 2, 3]),
@@ -111,6 +111,16 @@ def test_a_bank_reads_the_frames_of_its_mode(mode: BankMode) -> None:
         bank.update(torch.full((1, 1, 1, 1, 1), float(frame)), torch.full((1, 1, 1, 1, 1, 1), float(frame)))
         assert bank.read(query, query).tolist() == expected
         assert bank.num_frames == len(expected)
+
+
+@pytest.mark.parametrize("mode", BANK_MODES)
+def test_the_first_frame_can_be_held_once_in_every_mode(mode: BankMode) -> None:
+    bank = MemoryBank(_LabelModel(), mode, first_frame_once=True)
+    query = torch.zeros(1, 1, 1, 1)
+    for frame, published in enumerate(READ_FRAMES[mode], start=1):
+        bank.update(torch.full((1, 1, 1, 1, 1), float(frame)), torch.full((1, 1, 1, 1, 1, 1), float(frame)))
+        expected = [read for place, read in enumerate(published) if read not in published[:place]]
+        assert bank.read(query, query).tolist() == expected
 
 
 def test_the_second_copy_of_the_first_frame_doubles_its_mass_but_only_for_all_positions() -> None:

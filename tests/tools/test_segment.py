@@ -143,10 +143,13 @@ def test_what_a_killed_run_left_unfinished_is_in_nobodys_way(weights: Path, tree
 
 
 def test_the_settings_name_weights_and_bank(weights: Path, tree: Path, tmp_path: Path) -> None:
-    run_segment(weights, tree, tmp_path / "out", "--videos", "one", "--top-k", "all", "--include-last")
+    run_segment(
+        weights, tree, tmp_path / "out", "--videos", "one", "--top-k", "all", "--include-last", "--first-frame-once"
+    )
     settings = json.loads((tmp_path / "out" / "segment.json").read_text())
     assert settings["top_k"] is None
     assert settings["include_last"] is True
+    assert settings["first_frame_once"] is True
     assert settings["dataset"] == "tree"
     assert len(settings["weights"]) == 64
 

@@ -86,7 +86,7 @@ def test_the_model_sees_normalised_frames_padded_evenly_with_the_mean_colour() -
 
 def literal_rde(model: Rde, images: list[Tensor], masks: Tensor, options: RdeOptions) -> list[Tensor]:
     """The published loop written out: all frames at hand, memory updated right after a frame, never after the last."""
-    bank = MemoryBank(model, options.mode, options.top_k)
+    bank = MemoryBank(model, options.mode, options.top_k, first_frame_once=options.first_frame_once)
     probabilities = [aggregate_probabilities(masks).softmax(1)]
     key = model.encode_key(images[0][:, None])
     bank.update(key.key, model.encode_value(images[0], key.f16[:, 0], probabilities[0][:, 1:]))
@@ -110,6 +110,7 @@ def test_streaming_equals_the_published_loop_in_every_bank_mode(model: Rde, mode
         RdeOptions(mem_every=1, top_k=7),
         RdeOptions(mem_every=3, top_k=None),
         RdeOptions(mem_every=3, top_k=5, include_last=True),
+        RdeOptions(mem_every=2, top_k=5, first_frame_once=True),
     ],
     ids=str,
 )

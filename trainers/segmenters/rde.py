@@ -28,6 +28,7 @@ class RdeOptions:
 
     mode: what the bank holds. mem_every: frames between two memorised ones. top_k: memory positions read per query
     position, None for all. include_last: memorise every frame. amp: autocast (float16 on a GPU, bfloat16 on a CPU).
+    first_frame_once: one copy of the first frame in the modes whose memory holds two, which published results have.
     """
 
     mode: BankMode = "two-frames-compress"
@@ -35,6 +36,7 @@ class RdeOptions:
     top_k: int | None = 40
     include_last: bool = False
     amp: bool = False
+    first_frame_once: bool = False
 
     def __post_init__(self) -> None:
         if self.mode not in BANK_MODES:
@@ -140,7 +142,8 @@ class RdeSegmenter:
         self._waiting = None
 
     def _new_bank(self) -> MemoryBank:
-        return MemoryBank(self._model, self._options.mode, self._options.top_k)
+        options = self._options
+        return MemoryBank(self._model, options.mode, options.top_k, first_frame_once=options.first_frame_once)
 
     def _warn_of_few_positions(self, key: Tensor) -> None:
         top_k, num_positions = self._options.top_k, self._groups[0].bank.num_frames * key.shape[-2] * key.shape[-1]
