@@ -149,7 +149,11 @@ def append_set(root: Location, added: Location) -> Manifest:
     names = [shard_name(old.manifest.name, first + place) for place in range(len(new.manifest.shards))]
     pieces = [*old.whole(facts.name for facts in old.manifest.shards), *new.whole(names)]
     _hardlink(root, dict(zip(names, new.locations, strict=True)))
-    manifest = dataclasses.replace(old.manifest, parents=(*old.manifest.parents, new.manifest.fingerprint))
+    manifest = dataclasses.replace(
+        old.manifest,
+        kind=_common([old.manifest.kind, new.manifest.kind]) or "mixed",
+        parents=(*old.manifest.parents, new.manifest.fingerprint),
+    )
     return _complete(root, manifest, pieces, [*old.findings(), *new.findings()])
 
 

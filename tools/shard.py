@@ -225,7 +225,9 @@ def _engine(given: Namespace) -> Engine:
     if given.engine == "local":
         return run_jobs
 
-    logging.getLogger("distributed").setLevel(logging.WARNING)
+    import distributed  # noqa: PLC0415  an extra; its import sets the level of its messages, so ours comes after it
+
+    logging.getLogger(distributed.__name__).setLevel(logging.WARNING)
 
     def announce(address: str) -> None:
         print(f"Dask dashboard: {address}")

@@ -11,6 +11,7 @@ from shards.check import check_set
 from shards.errors import DataError
 from shards.manifest import read_manifest
 from shards.reader import ShardSet
+from shards.unshard import unshard
 from tests.shards.small_tree import build_set, files_of, label_maps, write_tree
 from tools.datasets import APPEND_FOLDER, datasets
 
@@ -89,6 +90,15 @@ def test_append_converts_new_videos_into_new_shards(parent, more, tmp_path, caps
     with pytest.raises(DataError, match="w3/00000"):
         datasets(arguments)
     assert {name: data for name, data in files_of(parent).items() if not name.startswith(APPEND_FOLDER)} == grown
+
+
+def test_a_set_that_grows_by_another_kind_is_given_back_in_neither_layout(parent, more, tmp_path):
+    images, masks = more / "JPEGImages/480p", more / "Annotations/480p"
+    assert datasets(["append", str(parent), "folder", str(images), str(masks), "--jobs", "1"]) == 0
+    assert check_set(parent, 1, lambda facts: None).problems == ()
+    with ShardSet.open(parent) as grown, pytest.raises(DataError, match="found 'mixed'"):
+        unshard(grown, tmp_path / "back", lambda frames: None)
+    assert not (tmp_path / "back").exists()
 
 
 def test_append_does_not_take_what_an_append_of_another_source_left(parent, more, tmp_path):
