@@ -68,6 +68,12 @@ class RemotePath:
         return RemotePath(self.url.rpartition("/")[0])
 
     @property
+    def store(self) -> str:
+        """Protocol and bucket, or server."""
+        protocol, _, rest = self.url.partition("://")
+        return f"{protocol}://{rest.partition('/')[0]}"
+
+    @property
     def can_list(self) -> bool:
         """Whether the contents of folders can be asked for; those of web servers cannot."""
         return not self.url.startswith(("http://", "https://"))
@@ -153,6 +159,13 @@ def locate(text: str | Path | RemotePath) -> Location:
     if _LOCAL.match(text):
         return Path("/" + _LOCAL.sub("", text))
     return RemotePath(text.rstrip("/")) if _URL.match(text) else Path(text)
+
+
+def relative_place(root: Location, label: str) -> Location:
+    """What a label relative to `root` means. It may begin with `..`, which the keys of stores do not know."""
+    while isinstance(root, RemotePath) and label.startswith("../"):
+        root, label = root.parent, label.removeprefix("../")
+    return root / label
 
 
 def list_folder(folder: Location) -> list[FolderEntry]:

@@ -21,7 +21,7 @@ from shards.sources.folders import (
 )
 from shards.sources.options import MaskReading
 from shards.sources.types import MEND_LINK, Expected, SourceVideo, VideoSize
-from shards.storage import Location, list_folder
+from shards.storage import Location, list_folder, relative_place
 
 CHECK_LIST = "check the list, or get the part of the data set it belongs to"
 
@@ -55,7 +55,7 @@ class FolderVideos:
         """Every video in the order of names; lists its folders."""
         for name, place in self.places.items():
             images = visible_files(self.root / place.images, place.images)
-            masks = visible_files(self.root / place.masks, place.masks)
+            masks = visible_files(relative_place(self.root, place.masks), place.masks)
             num_frames = sum(is_frame_name(file.name, self.image_endings) for file in images)
             yield VideoSize(name, place.splits, num_frames, sum(file.num_bytes for file in images + masks))
 
@@ -63,7 +63,7 @@ class FolderVideos:
         """Frames and masks of one video."""
         place = self.places[name]
         images = visible_files(self.root / place.images, place.images)
-        masks = visible_files(self.root / place.masks, place.masks)
+        masks = visible_files(relative_place(self.root, place.masks), place.masks)
         frames, findings = pair_frames(name, images, masks, self.image_endings)
         return SourceVideo(
             name,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import posixpath
 from pathlib import Path
 
 from shards.errors import DataError
@@ -10,7 +11,7 @@ from shards.findings import Finding
 from shards.sources.folders import IMAGE_ENDINGS, visible_folders
 from shards.sources.lists import FolderVideos, VideoFolders, restrict, video_folders
 from shards.sources.types import SourceRequest
-from shards.storage import Location
+from shards.storage import Location, RemotePath
 
 # What is no JPEG is encoded as one, which is listed for each video.
 ENDINGS = (*IMAGE_ENDINGS, ".png", ".bmp", ".webp", ".tif", ".tiff")
@@ -28,6 +29,7 @@ def open_folder(request: SourceRequest) -> FolderVideos:
     root, masks = request.paths[0], request.paths[-1] if len(request.paths) == 2 else None
     if request.splits is not None and set(request.splits) != {SPLIT}:
         raise ValueError(f"folder has the split {SPLIT!r}; name others by --list FILE")
+    masks_label = None if masks is None else _relative(masks, root)
     findings: list[Finding] = []
     names = video_folders(root, ".", findings)
     for folder in (root, *((masks,) if masks is not None else ())):
@@ -38,7 +40,6 @@ def open_folder(request: SourceRequest) -> FolderVideos:
                 found="none" if folder.is_dir() else "no such folder",
                 remedy="put the frames of each video into a folder of its own below this one",
             )
-    masks_label = None if masks is None else _relative(masks, root)
     chosen = restrict(dict.fromkeys(names, (SPLIT,)), request.options.lists, findings)
     # A folder that is not there lists as empty.
     places = {
@@ -61,4 +62,6 @@ def _relative(masks: Location, root: Location) -> str:
     """Path from the images to the masks: labels of findings must not hold paths of the machine."""
     if isinstance(masks, Path) and isinstance(root, Path):
         return os.path.relpath(masks, root)
-    raise ValueError(f"images and masks must both be local: {root}, {masks}")
+    if isinstance(masks, RemotePath) and isinstance(root, RemotePath) and masks.store == root.store:
+        return posixpath.relpath(f"/{masks.url}", f"/{root.url}")
+    raise ValueError(f"images and masks must both be local, or both in one store: {root}, {masks}")

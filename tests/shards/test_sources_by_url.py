@@ -9,6 +9,8 @@ from PIL import Image
 
 from shards.build import build, silent
 from shards.plan import BuildRequest, make_plan
+from shards.sources.own_videos import open_folder
+from shards.sources.types import SourceRequest
 from shards.storage import locate
 from tests.shards.other_trees import write, write_bl30k, write_davis2016, write_youtube
 from tests.shards.small_tree import build_kind, files_of, jpeg, label_maps, saved, write_tree
@@ -50,6 +52,24 @@ def test_every_kind_reads_urls(kind, store, tmp_path):
     near = build_kind(kind, [tree], tmp_path / "near")
     far = build_kind(kind, [locate("memory://data")], tmp_path / "far")
     assert files_of(far.root) == files_of(near.root)
+
+
+def test_masks_behind_urls_may_lie_beside_their_images(store, tmp_path):
+    tree = write_tree(tmp_path / "tree", {"one": MAPS, "two": [*MAPS[:2], None]})
+    (tree / "Annotations/480p/one/00009.png").write_bytes(b"")  # its path is told in rejected.jsonl
+    for name, data in files_of(tree).items():
+        store.pipe(f"/data/{name}", data)
+    near = build_kind("folder", [tree / "JPEGImages/480p", tree / "Annotations/480p"], tmp_path / "near")
+    urls = [locate(f"memory://data/{folder}/480p") for folder in ("JPEGImages", "Annotations")]
+    far = build_kind("folder", urls, tmp_path / "far")
+    assert near.manifest.warnings and far.manifest.num_frames == 6
+    assert files_of(far.root) == files_of(near.root)
+
+
+def test_images_and_masks_in_two_stores_are_refused(tmp_path):
+    for other in ("s3://data/masks", str(tmp_path)):
+        with pytest.raises(ValueError, match="both in one store"):
+            open_folder(SourceRequest((locate("memory://data/images"), locate(other)), None, ""))
 
 
 def test_tars_behind_urls_are_read_where_they_lie(store, tmp_path):
