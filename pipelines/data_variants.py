@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from typing import Any
 
@@ -13,6 +14,7 @@ from numpy.typing import NDArray
 
 from pipelines.augmentation import Crop, crop_matrix
 from pipelines.clip_reader import ClipReader, ReadClip, ReadCount
+from pipelines.device_feed import DeviceFeed, Record
 from pipelines.executors.cpu import RunStep, Step
 from pipelines.executors.encoded import jpeg_size
 from pipelines.loader import Assemble
@@ -21,10 +23,12 @@ from pipelines.timeline import Timeline
 from pipelines.types import Batch, ClipPixels, ClipPlan, EncodedClip
 
 NO_COLOUR = np.eye(3, 4, dtype=np.float32)
+ENDLESS = 10**9
+"""Steps of a stage that begins again after its last clip."""
 
 
 class VariedSource:
-    """Stands in for a ClipSource in a loader: its plans, timed, and perhaps others.
+    """Stands in for a ClipSource in a loader: its plans, timed, and perhaps others; the first again after the last.
 
     cached: clips whose plans come in turn, in place of what is planned. change: what is done to every plan.
     """
@@ -38,12 +42,13 @@ class VariedSource:
         change: Callable[[ClipSource, ClipPlan], ClipPlan] | None = None,
     ) -> None:
         self._source, self._timeline, self._cached, self._change = source, timeline, cached, change
-        self.steps, self.batch_size = source.steps, source.batch_size
+        self.steps, self.batch_size = ENDLESS, source.batch_size
+        self._num_clips = source.steps * source.batch_size
 
     def plan(self, number: int) -> ClipPlan:
         """The plan of a clip, timed; planning is done even where a cached clip brings its own."""
         with self._timeline.span("plan"):
-            plan = self._source.plan(number)
+            plan = self._source.plan(number % self._num_clips)
         if self._cached is not None:
             plan = self._cached[number % len(self._cached)].plan
         return plan if self._change is None else self._change(self._source, plan)
@@ -70,6 +75,34 @@ class VariedReader:
             return ReadClip(replace(kept, plan=plan), ReadCount())
         with self._timeline.span("read"):
             return self._reader.read(plan)
+
+
+class TimedFeed:
+    """A device feed whose uploads are spans called `copy`.
+
+    The loading thread's time: page-locked memory is filled, once an earlier copy out of it has ended, and the copy to
+    the device begins. How long that one lasts shows where the next one has to wait for it.
+    """
+
+    def __init__(self, feed: DeviceFeed, timeline: Timeline) -> None:
+        self._feed, self._timeline = feed, timeline
+
+    def working(self) -> AbstractContextManager[Any]:
+        """See DeviceFeed."""
+        return self._feed.working()
+
+    def upload(self, pixels: Record) -> Record:
+        """See DeviceFeed; timed."""
+        with self._timeline.span("copy"):
+            return self._feed.upload(pixels)
+
+    def finish(self) -> Any:
+        """See DeviceFeed."""
+        return self._feed.finish()
+
+    def receive(self, mark: Any, *records: Any) -> None:
+        """See DeviceFeed."""
+        self._feed.receive(mark, *records)
 
 
 def without_augmentation(source: ClipSource, plan: ClipPlan) -> ClipPlan:

@@ -81,7 +81,8 @@ class ClipLoader:
     and when the loader is dropped. Iterating again goes on with the step after the last batch handed out. The executor
     belongs to the caller.
 
-    reader: reads the clips, in place of one made of source, reading and on_corrupt.
+    reader: reads the clips, in place of one made of source, reading and on_corrupt. device_feed: brings batches to the
+    device, in place of one made of device.
     wait_seconds: how long the consumer waited for the last batch. statistics: sums over all batches handed out.
     next_step: the step of the next batch.
     """
@@ -102,6 +103,7 @@ class ClipLoader:
         on_corrupt: OnCorrupt = "stop",
         device: torch.device | None = None,
         reader: ClipReader | None = None,
+        device_feed: DeviceFeed | None = None,
     ) -> None:
         stop_step = source.steps if stop_step is None else stop_step
         if not 0 <= start_step <= stop_step <= source.steps:
@@ -113,7 +115,7 @@ class ClipLoader:
         self.wait_seconds = 0.0
         self.statistics = LoaderStatistics()
         self.reader = reader or ClipReader(source, reading, on_corrupt)
-        self._device_feed = make_feed(device)
+        self._device_feed = device_feed or make_feed(device)
         self._work = _Work(self.reader, executor, assemble, self.clips_per_step, look_ahead, threads, self._device_feed)
         self._end_feed: Callable[[], Any] | None = None
 

@@ -65,6 +65,16 @@ def sum_by_name(spans: Iterable[Span]) -> dict[str, float]:
     return dict(sums)
 
 
+def covered_seconds(spans: Iterable[Span]) -> float:
+    """Wall time during which at least one of the spans lasts, in any thread."""
+    covered, end = 0.0, float("-inf")
+    for span in sorted(spans, key=lambda span: span.start):
+        stop = span.start + span.seconds
+        covered += max(0.0, stop - max(span.start, end))
+        end = max(end, stop)
+    return covered
+
+
 def occupancy(made: Sequence[float], taken: Sequence[float]) -> list[tuple[float, int]]:
     """(time, how many lie ready) at each change of a queue into which things come and from which they are taken.
 

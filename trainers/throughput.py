@@ -17,11 +17,12 @@ import torch
 from torch.nn.parallel import DistributedDataParallel
 
 from pipelines.curriculum import Table
+from pipelines.data_variants import ENDLESS
 from pipelines.executors import make_executor
 from pipelines.executors.cpu import Step
 from pipelines.loader import share_of_batch
 from pipelines.read_cost import choose_reading
-from pipelines.timeline import Span, Timeline, sum_by_name
+from pipelines.timeline import Span, Timeline, covered_seconds, sum_by_name
 from pipelines.types import Batch, EncodedClip
 from trainers.config import Config
 from trainers.distributed import choose_device, gather_objects, process_group, read_ranks, share_threads
@@ -48,7 +49,7 @@ MOST_STEPS = 200
 """Of one run; more would only repeat themselves."""
 SMALL_PART = 0.03
 """Share of the work on a batch below which a part is not taken away: it cannot be the wall."""
-SERIAL = ("plan", "assembly")
+SERIAL = ("plan", "copy", "assembly")
 DATA_SHARE, STEP_SHARE = 0.5, 0.25
 """Of the time for all runs: for the runs of the data path together, and for each of the two runs of training."""
 
@@ -81,7 +82,7 @@ def measure(config: Config, *, stage: int = 0, step: int = 0, seconds: float = 6
         stack.enter_context(process_group(ranks, device))
         model = make_model(config, None).to(device)
         run = stack.enter_context(open_stage(config, 0, source, model, place, done=0, checkpoint=None))
-        run = replace(run, learning_rate=Table(((0.0, 0.0),)))
+        run = replace(run, learning_rate=Table(((0.0, 0.0),)), steps=ENDLESS)
         positions = share_of_batch(source.batch_size, ranks.rank, ranks.world_size)
         reading = config.reading
         storage = choose_reading(
@@ -101,21 +102,25 @@ def measure(config: Config, *, stage: int = 0, step: int = 0, seconds: float = 6
 
 
 def _one_stage(config: Config, stage: int, step: int) -> Config:
-    """A run of that stage alone, with the same clips, and long enough."""
+    """A run of that stage alone, with the same clips."""
     if not 0 <= stage < len(config.stages) or not 0 <= step < config.stages[stage].steps:
         found = [(row.name, row.steps) for row in config.stages]
         raise ValueError(f"stage {stage} has no step {step}; stages and their steps are {found}")
     chosen = config.stages[stage]
-    steps = max(chosen.steps, step + 10 * MOST_STEPS)  # loaders that are faster than training take more than MOST_STEPS
-    return replace(config, stages=(replace(chosen, steps=steps),), seed=config.seed + stage, start_from=None)
+    return replace(config, stages=(chosen,), seed=config.seed + stage, start_from=None)
 
 
 class _Measuring:
-    """The runs of one rank, one after the other, in step with the other ranks."""
+    """The runs of one rank, one after the other, in step with the other ranks.
+
+    Each goes on in the stage where the one before it ended: bytes that were just read lie in memory, so a run that read
+    them again would say nothing of the storage.
+    """
 
     def __init__(self, path: DataPath, run: StageRun, seconds: float) -> None:
         self._path, self._run, self._seconds = path, run, seconds
         self._clips_per_step = run.batch_size // path.place.ranks.world_size
+        self._num_clips = path.source.steps * path.source.batch_size
 
     def all_runs(self) -> RankResult:
         """Every run there is."""
@@ -139,7 +144,7 @@ class _Measuring:
             both_ms=1e3 * float(np.mean(both.seconds)),
             waits=_describe_waits(both.waits),
             data_parts=parts,
-            serial_parts=SERIAL,
+            serial_parts=tuple(name for name in SERIAL if name in parts),
             compute_parts=_in_ms(alone.parts),
             without=without,
             unsynchronised_ms=unsynchronised,
@@ -148,7 +153,7 @@ class _Measuring:
             checksum_ms=self._clips_per_step * _checksum_ms(clips),
             cores_busy={"data": whole.cores_busy, "compute": alone.cores_busy, "both": both.cores_busy},
             bytes_per_step=bytes_per_step,
-            read_rate=self._read_rate(bytes_per_step, parts["read"]),
+            read_rate=self._read_rate(bytes_per_step, whole.spans),
             storage=self._path.storage.speed,
             read_plans=self._read_plans(),
             gpu_busy=gpu_busy,
@@ -159,12 +164,24 @@ class _Measuring:
 
     def _data(self, name: str, variant: Variant, seconds: float) -> DataRun:
         logger.info("measuring %s", name)
-        gather_objects(name, self._path.place.ranks)  # all ranks load at the same time, as they will in training
-        return run_data(self._path, variant, seconds=seconds)
+        self._go_on_at(self._path.first_step)
+        found = run_data(self._path, variant, seconds=seconds)
+        if variant.clips is None:
+            self._go_on_at(found.next_step)
+        return found
+
+    def _go_on_at(self, step: int) -> None:
+        """Wait for the other ranks, and begin at the same step: all load at the same time, as they will in training."""
+        agreed = max(gather_objects(step, self._path.place.ranks))
+        self._path = replace(self._path, first_step=agreed)
 
     def _read_clips(self) -> list[EncodedClip]:
-        source, first = self._path.source, self._path.first_step * self._path.source.batch_size
-        return [self._path.reader.read(source.plan(first + number)).clip for number in range(2 * self._clips_per_step)]
+        source, share = self._path.source, self._clips_per_step
+        first = self._path.first_step * source.batch_size + self._path.place.ranks.rank * share
+        numbers = [first + step * source.batch_size + number for step in range(2) for number in range(share)]
+        clips = [self._path.reader.read(source.plan(number % self._num_clips)).clip for number in numbers]
+        self._go_on_at(self._path.first_step + 2)
+        return clips
 
     def _parts(self, whole: DataRun) -> dict[str, float]:
         """Milliseconds of work per batch by part, over all threads."""
@@ -175,6 +192,8 @@ class _Measuring:
             steps = {name: sums.get(name, 0.0) / made for name in get_args(Step)}
         else:
             steps = {"executor": sums["execute"] / made}
+        if self._path.place.device.type == "cuda":
+            steps["copy"] = sums["copy"] / made
         return _in_ms(per_clip | steps | {"assembly": sums["assemble"] / made})
 
     def _without(
@@ -230,10 +249,11 @@ class _Measuring:
         first = self._path.first_step
         return [replace(batch, step=first + number) for number in range(WARM_UP + count)]
 
-    def _read_rate(self, bytes_per_step: float, read_ms: float) -> float:
-        """MB/s while reading."""
-        seconds = read_ms / 1e3 / self._path.reading_threads
-        return bytes_per_step / 1e6 / max(seconds, 1e-9)
+    def _read_rate(self, bytes_per_step: float, spans: Sequence[Span]) -> float:
+        """MB/s while at least one thread reads."""
+        reads = [span for span in spans if span.name == "read"]
+        num_bytes = bytes_per_step / self._clips_per_step * len(reads)
+        return num_bytes / 1e6 / max(covered_seconds(reads), 1e-9)
 
     def _read_plans(self) -> dict[str, float]:
         rates = self._path.storage.clips_per_second

@@ -130,10 +130,16 @@ def _run_rows(found: Measurement) -> list[list[str]]:
         [f"of which waiting, mean of {waits.num_steps} steps", f"{waits.mean_ms:.1f}", "", ""],
         ["waiting, median", f"{waits.p50_ms:.1f}", "", ""],
         ["waiting, 99 % quantile", f"{waits.p99_ms:.1f}", "", ""],
-        [f"read: {found.bytes_per_step / 1e6:.2f} MB a step, at {found.read_rate:.0f} MB/s", "", "", ""],
+        [_read_words(found), "", "", ""],
         [_storage_words(found), "", "", ""],
         *([f"{unit} busy in training: {percent:.0f} %", "", "", ""] for unit, percent in found.gpu_busy.items()),
     ]
+
+
+def _read_words(found: Measurement) -> str:
+    megabytes = found.bytes_per_step / 1e6
+    pace = 1e3 * megabytes / found.data_ms
+    return f"read: {megabytes:.2f} MB a step, {pace:.0f} MB/s in data alone ({found.read_rate:.0f} while a read lasts)"
 
 
 def _storage_words(found: Measurement) -> str:

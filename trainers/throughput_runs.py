@@ -15,13 +15,16 @@ from torch.utils.hooks import RemovableHandle
 from pipelines.assembly import make_assembly
 from pipelines.clip_reader import ClipReader
 from pipelines.data_variants import (
+    ENDLESS,
     KeptPixels,
+    TimedFeed,
     VariedReader,
     VariedSource,
     kept_batch,
     timed_steps,
     without_augmentation,
 )
+from pipelines.device_feed import make_feed
 from pipelines.executors import make_executor
 from pipelines.executors.cpu import CpuExecutor, Step
 from pipelines.loader import ClipLoader, LoaderStatistics
@@ -44,7 +47,8 @@ NEVER = 10**9
 class DataPath:
     """All that loaders of one stage are made of. reader: of the clips of `source`, for reading_threads threads.
 
-    storage: what reading by other plans would take. first_step: of the stage, from which batches are taken.
+    storage: what reading by other plans would take. first_step: of the stage, from which batches are taken; after the
+    stage's last step comes its first.
     """
 
     source: ClipSource
@@ -76,7 +80,8 @@ class Variant:
 class DataRun:
     """Batches as fast as they come. seconds: per batch. cores_busy: CPU time of the process by wall time.
 
-    last: the last batch. spans: what every thread did. taken: when each batch was received, in the timeline's seconds.
+    last: the last batch. next_step: the first whose clips were not asked for. spans: what every thread did. taken: when
+    each batch was received, in the timeline's seconds.
     """
 
     seconds: float
@@ -84,6 +89,7 @@ class DataRun:
     cores_busy: float
     statistics: LoaderStatistics
     last: Batch
+    next_step: int
     spans: list[Span] = field(repr=False)
     taken: list[float] = field(repr=False)
 
@@ -126,6 +132,7 @@ def open_loader(path: DataPath, variant: Variant, timeline: Timeline, num_batche
                 threads=path.reading_threads,
                 device=path.place.device,
                 reader=cast(ClipReader, reader),
+                device_feed=TimedFeed(make_feed(path.place.device), timeline),
             )
         )
 
@@ -144,7 +151,7 @@ def run_data(path: DataPath, variant: Variant, *, seconds: float) -> DataRun:
     timeline = Timeline()
     taken: list[float] = []
     last: Batch | None = None
-    with open_loader(path, variant, timeline, path.source.steps - path.first_step) as loader:
+    with open_loader(path, variant, timeline, ENDLESS - path.first_step) as loader:
         for batch in loader:
             last = batch
             if path.place.device.type == "cuda":
@@ -157,8 +164,18 @@ def run_data(path: DataPath, variant: Variant, *, seconds: float) -> DataRun:
         busy = time.process_time() - busy
         statistics = loader.statistics
     assert last is not None
+    asked = sum(span.name == "plan" for span in timeline.spans)
     elapsed, count = taken[-1] - taken[WARM_UP - 1], len(taken) - WARM_UP
-    return DataRun(elapsed / count, count, busy / elapsed, statistics, last, timeline.spans, taken)
+    return DataRun(
+        seconds=elapsed / count,
+        num_batches=count,
+        cores_busy=busy / elapsed,
+        statistics=statistics,
+        last=last,
+        next_step=path.first_step + asked // len(loader.clips_per_step),
+        spans=timeline.spans,
+        taken=taken,
+    )
 
 
 class WatchedLoader:

@@ -50,7 +50,7 @@ class Measurement:
     that one thread does, batch after batch. compute_parts: of compute_ms. without: data_ms with the named part of the
     path taken away. unsynchronised_ms: a step of compute_ms that exchanges no gradients; None for one rank. plain_ms:
     data_ms without augmentation; synthetic_ms: with batches that lie ready. checksum_ms: share of "read" that goes into
-    CRC-32. bytes_per_step: that this rank reads. read_rate: MB/s of the reads while they lasted. cores_busy: during
+    CRC-32. bytes_per_step: that this rank reads. read_rate: MB/s while at least one read lasted. cores_busy: during
     data, compute and both. storage: latency and bandwidth, given or probed; read_plans: ms that reading a batch from
     it takes by each plan, as pipelines.read_cost predicts. gpu_busy: percent of the
     time in training, by unit; empty without a GPU.

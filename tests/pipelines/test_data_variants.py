@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,12 +14,14 @@ import torch
 from pipelines.clip_reader import ClipReader
 from pipelines.data_variants import (
     KeptPixels,
+    TimedFeed,
     VariedReader,
     VariedSource,
     kept_batch,
     timed_steps,
     without_augmentation,
 )
+from pipelines.device_feed import NoFeed
 from pipelines.executors.cpu import CpuExecutor
 from pipelines.loader import ClipLoader
 from pipelines.recipes import make_recipe
@@ -95,6 +99,31 @@ def test_cached_clips_take_turns_and_nothing_is_read(source: ClipSource, clips: 
     found = [reader.read(varied.plan(number)).clip for number in range(4)]
     assert [clip.frames for clip in found] == [clips[number].frames for number in (0, 1, 0, 1)]
     assert Counter(span.name for span in timeline.spans) == {"plan": 4}
+
+
+def test_after_the_last_clip_of_the_stage_comes_the_first(source: ClipSource) -> None:
+    varied = VariedSource(source, Timeline())
+    num_clips = source.steps * source.batch_size
+    numbers = [num_clips - 1, num_clips, 3 * num_clips + 1]
+    assert [varied.plan(number).number for number in numbers] == [num_clips - 1, 0, 1]
+    assert varied.steps > 10**6 * source.steps
+
+
+def test_the_time_of_copies_is_a_span_of_the_thread_that_loads(source: ClipSource) -> None:
+    uploaded = []
+
+    class Feed(NoFeed):
+        def upload(self, pixels: Any) -> Any:
+            uploaded.append(pixels.images.clone())
+            return replace(pixels, images=torch.zeros_like(pixels.images))
+
+    timeline = Timeline()
+    feed = TimedFeed(Feed(), timeline)
+    with ClipLoader(source, CpuExecutor(), _assemble(source), stop_step=2, device_feed=feed) as loader:
+        batches = list(loader)
+    assert [(span.name, span.thread) for span in timeline.spans] == 2 * [("copy", "clip-loader")]
+    assert all(images.any() for images in uploaded)
+    assert all(batch.images.flatten(3).std(dim=3).max() < 1e-6 for batch in batches), "what upload returned is used"
 
 
 def test_a_loader_with_ready_pixels_and_batch_still_counts_its_steps(

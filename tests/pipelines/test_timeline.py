@@ -6,7 +6,7 @@ import threading
 
 import pytest
 
-from pipelines.timeline import Span, Timeline, chrome_trace, occupancy, sum_by_name
+from pipelines.timeline import Span, Timeline, chrome_trace, covered_seconds, occupancy, sum_by_name
 
 
 class Clock:
@@ -44,6 +44,14 @@ def test_threads_are_told_apart() -> None:
     thread.join()
     timeline.timed("work", lambda: None)()
     assert {span.thread for span in timeline.spans} == {"reader", threading.current_thread().name}
+
+
+def test_time_in_which_several_threads_work_counts_once() -> None:
+    spans = [
+        Span("read", str(start), start, seconds) for start, seconds in ((5, 1), (0, 4), (1, 1), (3, 1.5), (5.5, 1))
+    ]
+    assert covered_seconds(spans) == pytest.approx(4.5 + 1.5)
+    assert covered_seconds([]) == 0
 
 
 def test_occupancy_counts_what_lies_between_making_and_taking() -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,8 @@ import simplejpeg
 import torch
 
 import pipelines.assembly
+from pipelines.clip_reader import ClipReader, ReadClip
+from pipelines.types import ClipPlan
 from shards.reader import ShardSet
 from tests.trainers.small_runs import build_shards, plain_config
 from trainers.config import Config, make_config
@@ -110,6 +113,24 @@ def _with_wait(numbers: Any, mean_ms: float) -> Any:
     return replace(numbers, waits=replace(numbers.waits, mean_ms=mean_ms))
 
 
+def test_no_run_reads_what_another_one_has_just_brought_into_memory(
+    config: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(RdeObjective, "forward", free_forward)
+    read, asked = [], ClipReader.read
+
+    def note(reader: ClipReader, plan: ClipPlan) -> ReadClip:
+        read.append(plan.number)
+        return asked(reader, plan)
+
+    monkeypatch.setattr(ClipReader, "read", note)
+    long_stage = replace(config, stages=(replace(config.stages[0], steps=100_000),))
+    (result,) = measure(long_stage, step=50, seconds=0.3)
+    assert min(read) == 50
+    assert len(read) == len(set(read)) > 20
+    assert 0 < result.numbers.read_rate < float("inf")
+
+
 def test_the_config_of_the_stage_is_kept(config: Config, tmp_path: Path) -> None:
     """The measured stage draws the clips that the run draws there: its seed moves with its position."""
     from trainers.throughput import _one_stage
@@ -119,7 +140,7 @@ def test_the_config_of_the_stage_is_kept(config: Config, tmp_path: Path) -> None
     )
     alone = _one_stage(two, 1, 0)
     assert alone.seed == two.seed + 1
-    assert [stage.name for stage in alone.stages] == ["b"]
+    assert [(stage.name, stage.steps) for stage in alone.stages] == [("b", two.stages[1].steps)]
 
 
 def _named(config: Config, name: str) -> dict[str, Any]:
