@@ -182,7 +182,7 @@ def test_a_killed_rank_is_replaced_and_a_notice_saves_and_the_end_is_the_same_bi
     os.kill(processes_of(process)[1], signal.SIGKILL)
     wait_for(folder / "checkpoint-3.pt", process)
     process.send_signal(signal.SIGUSR1)
-    status = process.wait(120)
+    status = process.wait(240)
     log = (tmp_path / "config.log").read_text()
     assert "Traceback" not in log, log
     assert status == (STOPPED_STATUS if "stopped after step" in log else 0), log  # the notice may have come too late
