@@ -175,7 +175,8 @@ def plot_timeline(timeline: VideoTimeline) -> Figure:
         covered.plot(timeline.places, 100 * item.areas, color=colour, label=f"object {item.object_id}")
     seen.set_yticks(range(len(objects)), [f"object {item.object_id}" for item in objects], fontsize="small")
     seen.set_ylim(len(objects) - 0.5, -0.5)
-    covered.set(xlabel="frame", ylabel="% of the frame", ylim=(0, None))
+    largest = max((float(item.areas.max(initial=0)) for item in objects), default=0) or 1.0
+    covered.set(xlabel="frame", ylabel="% of the frame", ylim=(0, 110 * largest))
     return figure
 
 

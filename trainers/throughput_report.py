@@ -153,13 +153,17 @@ def _part_rows(found: Measurement) -> list[list[str]]:
         threads = found.at.reading_threads if name == "read" else found.at.loading_threads
         threads = 1 if name in found.serial_parts else threads
         without = found.without.get(name)
-        measured = ["", ""] if without is None else [f"{without:.1f}", f"{1 - without / found.data_ms:.0%}"]
+        measured = ["", ""] if without is None else [f"{without:.1f}", _saved(found, without)]
         rows.append([name, f"{work:.2f}", f"{threads} thread{'s' * (threads > 1)}", *measured])
         if name == "read":
             rows.append(["  of which checksum", f"{found.checksum_ms:.2f}", "", "", ""])
     for name, whole in (("augmentation", found.plain_ms), ("all: batches lie ready", found.synthetic_ms)):
-        rows.append([name, "", "", f"{whole:.1f}", f"{1 - whole / found.data_ms:.0%}"])
+        rows.append([name, "", "", f"{whole:.1f}", _saved(found, whole)])
     return rows
+
+
+def _saved(found: Measurement, without: float) -> str:
+    return f"{round(1 - without / found.data_ms, 2) + 0.0:.0%}"  # no "-0%"
 
 
 def _compute_rows(found: Measurement) -> list[list[str]]:
@@ -212,7 +216,7 @@ def _plot_runs(found: Measurement) -> Figure:
     axes.barh(names, work, color=["#2f6fde", "#2f6fde", "#e08a1e"])
     axes.barh(["both"], [found.waits.mean_ms], left=[work[0]], color="#d64545", label="waiting for data")
     axes.set_xlabel("ms per step")
-    axes.legend(fontsize="small", loc="lower right")
+    axes.legend(fontsize="small", loc="lower right", bbox_to_anchor=(1, 1), frameon=False)  # above all bars
     return figure
 
 
