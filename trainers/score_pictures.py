@@ -20,6 +20,9 @@ from shards.storage import write_bytes
 from trainers.score_types import ObjectScores, ResultFolder
 from trainers.videos import VideoSource
 
+MAX_TICKS = 12
+"""Of the frame names below a plot."""
+
 
 class FrameScore(NamedTuple):
     """One object in one frame; compares by J, then F."""
@@ -60,7 +63,7 @@ def plot_video(scores: Sequence[ObjectScores]) -> bytes:
         label = f"object {item.number}: mean {item.region_statistics.mean:.3f}"
         where = [places[frame] for frame in item.frames]
         axes.plot(where, item.region, color=_line_colour(item.number), linewidth=1.6, marker=".", label=label)
-    ticks = sorted(set(np.linspace(0, len(frames) - 1, min(8, len(frames))).round().astype(int).tolist()))
+    ticks = range(0, len(frames), -(-len(frames) // MAX_TICKS))
     axes.set(title=scores[0].video, xlabel="frame", ylabel="J", ylim=(-0.02, 1.02))
     axes.set_xticks(ticks, [frames[place] for place in ticks])
     axes.grid(alpha=0.3)
