@@ -58,6 +58,7 @@ def read_image(data: bytes, scaling: Scaling | None = None) -> SourceImage:
     shape = image.shape if scaling is None else scaling.target(image.shape)
     if scaling is None or shape == image.shape:
         return image
+    _require_pixels(shape)  # a strip that is enlarged
     scaled = scale_image(image.data, shape, scaling.jpeg_quality)
     return dataclasses.replace(image, data=scaled, shape=shape)
 

@@ -31,10 +31,12 @@ logger = logging.getLogger(__name__)
 FOLDERS = ("JPEGImages", "Annotations")
 # One for each odd member up to here, then a count: a tar of something else must not fill the disk with remarks.
 MAX_REMARKS = 100
-_VERSION = 1
+_VERSION = 2
 _READ_BYTES = 1 << 22
 _REPORT_BYTES = 10**10
 _MAX_HEADER_BYTES = 1 << 20
+# What file systems allow; headers of tars do not care.
+_MAX_NAME_BYTES = 255
 _BATCH = 10_000
 _REGULAR = (tarfile.REGTYPE, tarfile.AREGTYPE, tarfile.CONTTYPE)
 _COMPRESSED = {
@@ -225,6 +227,14 @@ def _place(member: _Member) -> tuple[str, str, str] | str:
     parts = [part for part in member.path.split("/") if part not in ("", ".")]
     if member.kind == tarfile.DIRTYPE or not parts or is_dropping(parts[-1]):
         return ""
+    odd = _oddity(member, parts)
+    if odd:
+        return odd
+    return "" if is_dropping(parts[-2]) else (parts[-2], parts[-3], parts[-1])
+
+
+def _oddity(member: _Member, parts: list[str]) -> str:
+    """Why a member is no file of a video; "" for one that is. parts: of its path."""
     if member.kind not in _REGULAR:
         return "link or special file in the tar"
     if ".." in parts:
@@ -233,7 +243,8 @@ def _place(member: _Member) -> tuple[str, str, str] | str:
         return "name is not UTF-8"
     if len(parts) < 3 or parts[-3] not in FOLDERS:
         return "member of no video"
-    return "" if is_dropping(parts[-2]) else (parts[-2], parts[-3], parts[-1])
+    too_long = max(len(part.encode()) for part in parts[-2:]) > _MAX_NAME_BYTES
+    return "name longer than a file can have" if too_long else ""
 
 
 def _members(walk: _Walk, tar: Location) -> Iterator[_Member]:

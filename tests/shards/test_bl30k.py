@@ -224,6 +224,14 @@ def test_links_special_files_and_paths_out_of_the_tar_are_passed_over(folder, tm
     ]
 
 
+@pytest.mark.parametrize("name", [f"kea00001/{'9' * 5000}.jpg", f"kea00001/{'0' * 252}.jpg", f"{'v' * 256}/00000.jpg"])
+def test_names_that_no_file_can_have_are_passed_over(folder, tmp_path, name):
+    files = files_of(folder) | {f"JPEGImages/{name}": b"an image, perhaps"}
+    result = built([write_tar(tmp_path / "a.tar", files.items(), form=tarfile.PAX_FORMAT)], tmp_path / "out")
+    assert shards_of(result) == shards_of(built([folder], tmp_path / "plain"))
+    assert [one.reason for one in read_findings(result.root)] == ["name longer than a file can have"]
+
+
 def test_a_header_that_claims_an_absurd_size_is_refused(folder, tmp_path):
     tar = write_tar(tmp_path / "a.tar", files_of(folder).items())
     data = bytearray(tar.read_bytes())

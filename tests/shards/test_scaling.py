@@ -124,3 +124,9 @@ def test_a_jpeg_that_claims_billions_of_pixels_is_refused_before_it_is_decoded()
     data[header + 5 : header + 9] = (60_000).to_bytes(2) + (60_000).to_bytes(2)
     with pytest.raises(RefusedError, match="absurd size"):
         read_image(bytes(data))
+
+
+def test_a_strip_that_would_be_enlarged_beyond_all_bounds_is_refused():
+    with pytest.raises(RefusedError) as caught:
+        read_image(jpeg(1, 16, 4000), Scaling(480, enlarge=True))
+    assert (caught.value.finding.reason, caught.value.finding.found) == ("absurd size", "120000x480")
