@@ -15,7 +15,7 @@ from pipelines.types import EncodedClip
 from shards.masks import encode_soft_mask, soft_codec
 from shards.reader import EncodedFrame, ShardSet
 
-PARITY_RECIPES = ("rde_static", "rde_video", "stm_cycle", "stm_cycle_paper", "stm_cycle_dali", "mtmfi")
+PARITY_RECIPES = ("rde_static", "rde_bl30k", "rde_video", "stm_cycle", "stm_cycle_paper", "stm_cycle_dali", "mtmfi")
 STEPS = 1000
 SEED = 0
 

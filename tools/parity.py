@@ -27,6 +27,7 @@ from shards.reader import ShardSet
 from shards.storage import write_bytes
 from tools.cli import Parser, run
 from tools.made_video import made_shards
+from trainers.distributed import Ranks, choose_device
 from trainers.provenance import read_versions
 
 
@@ -38,6 +39,7 @@ def main() -> None:
 def parity(arguments: list[str]) -> int:
     """Compare, print tables, write JSON if asked. Returns the exit status."""
     options = _parse(arguments)
+    device = choose_device(options.device, Ranks())  # before minutes of work
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory(prefix="parity-", dir=options.scratch) as folder:
         path = options.dataset or made_shards(Path(folder))
@@ -45,7 +47,7 @@ def parity(arguments: list[str]) -> int:
             clips = draw_clips(shard_set, options.split, options.recipes, options.clips)
             operation_clips = draw_clips(shard_set, options.split, ["rde_video"], options.clips)["rde_video"]
             name = shard_set.name
-    report = compare_executors(clips, operation_clips, options.executors, device=options.device)
+    report = compare_executors(clips, operation_clips, options.executors, device=device)
     versions = read_versions()
     print(f"{options.clips} clips of each recipe, videos of {name}; commit {versions['commit'][:12]}\n")
     print(_tables(report))

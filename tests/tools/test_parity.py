@@ -17,6 +17,7 @@ from shards.build import build, silent
 from shards.plan import BuildRequest, make_plan
 from shards.sources.moving_shapes import MovingShapes, write_moving_shapes
 from tools import parity as tool
+from trainers.distributed import DeviceError
 
 
 @pytest.fixture
@@ -90,7 +91,7 @@ def test_the_tool_compares_every_operation_and_recipe(
     assert rows["spline", "batched"]["equal_labels"] == 1
     assert rows["damage", "batched"]["equal_labels"] == 1
     assert rows["damage", "batched"]["mean"] is None
-    for recipe in ("rde_static", "rde_video", "stm_cycle", "stm_cycle_paper", "stm_cycle_dali", "mtmfi"):
+    for recipe in ("rde_static", "rde_bl30k", "rde_video", "stm_cycle", "stm_cycle_paper", "stm_cycle_dali", "mtmfi"):
         assert rows[recipe, "dali"]["largest"] <= 2
         assert ((recipe, "paper") in rows) == (recipe != "stm_cycle")
     assert rows["mtmfi", "paper"]["object_overlap"] > 0.97
@@ -105,3 +106,8 @@ def test_without_anything_to_compare_the_usage_is_wrong(capsys: pytest.CaptureFi
     assert "--executors needs cpu" in capsys.readouterr().err
     with pytest.raises(SystemExit, match="2"):
         tool.parity(["--clips", "0"])
+
+
+def test_a_device_that_is_not_there_is_one_line_and_not_a_crash() -> None:
+    with pytest.raises(DeviceError, match="unknown device 'gpu'"):
+        tool.parity(["--device", "gpu"])
