@@ -28,6 +28,18 @@ class Parser(argparse.ArgumentParser):
         self.exit(BAD_USAGE, f"{self.prog}: {message} (see {self.prog} --help)\n")
 
 
+def output_file(word: str) -> Path:
+    """For `type=`: a file to be written. Its folder is made now: what cannot be written is told before long work."""
+    path = Path(word)
+    if path.is_dir():
+        raise argparse.ArgumentTypeError(f"{word} is a folder, expected the name of a file")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise argparse.ArgumentTypeError(f"{word} cannot be written: {error}") from error
+    return path
+
+
 def run(tool: Callable[[list[str]], int], arguments: list[str] | None = None) -> NoReturn:
     """Run `tool(arguments)` and exit with its status.
 

@@ -23,7 +23,7 @@ from shards.reader import ShardSet
 from shards.shard_files import open_shard_for_clips
 from shards.speed import Measured
 from shards.storage import Location, locate, write_bytes
-from tools.cli import Parser, run
+from tools.cli import Parser, output_file, run
 from tools.progress import Progress
 from tools.source_arguments import positive
 
@@ -55,7 +55,7 @@ def _parse(arguments: list[str]) -> Namespace:
     parser.add_argument("--threads", type=positive, default=16, help="requests at a time (default: %(default)s)")
     parser.add_argument("--memory", default="1GB", help="for resident videos, of each process (default: %(default)s)")
     parser.add_argument("--seconds", type=float, default=0.7, help="at most, for each cell (default: %(default)s)")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the numbers there, too")
+    parser.add_argument("--json", type=output_file, metavar="FILE", help="write the numbers there, too")
     given = parser.parse_args(arguments)
     if not given.seconds > 0:
         parser.error("--seconds must be above 0")

@@ -22,7 +22,8 @@ from pipelines.source import ClipSource
 from shards.errors import DataError
 from shards.manifest import encode_json
 from shards.storage import write_bytes
-from tools.cli import Parser, run
+from tools.cli import Parser, output_file, run
+from tools.source_arguments import positive
 from trainers.config import Config, load_config
 from trainers.drawn_clips import find_clips, first_other_step
 from trainers.pages import figure_html, heading, html_table, make_page, paragraph, text_table
@@ -80,10 +81,14 @@ def _parse(arguments: list[str]) -> Namespace:
         command.add_argument(
             "overrides", nargs="*", default=[], metavar="key=value", help="dotted, for example stages.0.steps=10"
         )
-        command.add_argument("--json", type=Path, metavar="FILE", help="write the numbers there, too")
-        command.add_argument("--html", type=Path, metavar="FILE", help="write a page there, with plots where there are")
+        command.add_argument("--json", type=output_file, metavar="FILE", help="write the numbers there, too")
+        command.add_argument(
+            "--html", type=output_file, metavar="FILE", help="write a page there, with plots where there are"
+        )
     _add_find(find)
-    quality.add_argument("--clips", type=int, metavar="N", help="from the start of each stage (default: four passes)")
+    quality.add_argument(
+        "--clips", type=positive, metavar="N", help="from the start of each stage (default: four passes)"
+    )
     # Options may stand between key=value words; argparse has no intermixed arguments below a subcommand.
     given, rest = parser.parse_known_args(arguments)
     unknown = [word for word in rest if word.startswith("-") or "=" not in word]
@@ -96,13 +101,15 @@ def _parse(arguments: list[str]) -> Namespace:
 def _add_find(find: ArgumentParser) -> None:
     find.add_argument("--steps", type=_steps, required=True, metavar="A..B", help="of the whole run, both included")
     find.add_argument("--video", metavar="NAME", help="only clips of this video")
-    find.add_argument("--world-size", type=int, default=1, metavar="R", help="ranks of the run (default: 1)")
+    find.add_argument("--world-size", type=positive, default=1, metavar="R", help="ranks of the run (default: 1)")
 
 
 def _steps(word: str) -> range:
     first, _, last = word.partition("..")
     if not first.isdecimal() or not (last or first).isdecimal():
         raise ArgumentTypeError(f"{word!r} is neither a step nor A..B")
+    if int(last or first) < int(first):
+        raise ArgumentTypeError(f"{word!r} ends before it begins; write {last}..{first}")
     return range(int(first), int(last or first) + 1)
 
 
@@ -174,6 +181,8 @@ def _compare_clips(configs: list[Config], schedules: list[list[StageSchedule]], 
 
 def _find(given: Namespace, stack: ExitStack) -> Answer:
     sources = open_sources(load_config(config_path(given.config), given.overrides), stack)
+    if given.video is not None:
+        _require_video(given.video, sources)
     clips = find_clips(sources, given.steps, world_size=given.world_size)
     found = [clip for clip in clips if given.video is None or clip.video == given.video]
     rows = [
@@ -184,6 +193,12 @@ def _find(given: Namespace, stack: ExitStack) -> Answer:
     header = ["step", "rank", "clip of stage", "data set", "video", "frames", "gaps", "object ids"]
     text = text_table(header, rows) if rows else f"no clip of {given.video} in these steps"
     return Answer(text, [html_table(header, rows)], [clip.as_plain() for clip in found])
+
+
+def _require_video(name: str, sources: list[ClipSource]) -> None:
+    sets = {entry.dataset.name: entry.dataset for source in sources for entry in source.mix.entries}
+    if not any(name in shard_set.videos.original_names for shard_set in sets.values()):
+        raise ValueError(f"no video {name!r} in the data of this run: {', '.join(sets)}")
 
 
 def _quality(given: Namespace, stack: ExitStack) -> Answer:

@@ -24,7 +24,7 @@ from pipelines.benchmark import describe_machine
 from shards.errors import DataError
 from shards.manifest import encode_json
 from shards.storage import write_bytes
-from tools.cli import Parser, run
+from tools.cli import Parser, output_file, run
 from trainers.config import Config, load_config
 from trainers.distributed import read_ranks
 from trainers.pages import html_table, make_page, paragraph, text_table
@@ -72,9 +72,9 @@ def _parse(arguments: list[str]) -> Namespace:
     parser.add_argument("--stage", metavar="NAME", help="which stage (default: the first)")
     parser.add_argument("--step", type=int, default=0, help="of the stage, from which clips are taken (default: 0)")
     parser.add_argument("--seconds", type=float, default=60, help="for all runs together, about (default: 60)")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write all numbers there")
-    parser.add_argument("--html", type=Path, metavar="FILE", help="write a page with plots there")
-    parser.add_argument("--trace", type=Path, metavar="FILE", help="what every thread did, for ui.perfetto.dev")
+    parser.add_argument("--json", type=output_file, metavar="FILE", help="write all numbers there")
+    parser.add_argument("--html", type=output_file, metavar="FILE", help="write a page with plots there")
+    parser.add_argument("--trace", type=output_file, metavar="FILE", help="what every thread did, for ui.perfetto.dev")
     parser.add_argument(
         "--compare", type=Path, nargs=2, metavar=("A", "B"), help="two files of --json; measures nothing"
     )
@@ -82,7 +82,7 @@ def _parse(arguments: list[str]) -> Namespace:
     if (given.config is None) == (given.compare is None):
         parser.error("give a CONFIG to measure, or --compare A B")
     if given.seconds <= 0 or given.step < 0:
-        parser.error(f"--seconds and --step must not be negative, got {given.seconds:g} and {given.step}")
+        parser.error(f"--seconds must be above 0 and --step not below, got {given.seconds:g} and {given.step}")
     return given
 
 
@@ -137,8 +137,9 @@ def _compare(given: Namespace) -> None:
 
 
 def _read_report(path: Path) -> dict[str, Any]:
+    content = path.read_bytes()
     try:
-        report: dict[str, Any] = json.loads(path.read_bytes())
+        report: dict[str, Any] = json.loads(content)
         report["verdict"]["words"], report["numbers"]["data_parts"]
     except (ValueError, KeyError, TypeError) as error:
         raise DataError(

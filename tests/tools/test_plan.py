@@ -36,15 +36,23 @@ def test_show_lists_what_changes_and_says_when_there_is_no_data(
     assert "no mix and no passes, because the data was not found" in capsys.readouterr().out
 
 
-def test_find_takes_steps_and_names_clips(config: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_find_takes_steps_and_names_clips(config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert plan(["find", str(config), "--steps", "4..5", "stages.0.recipe.num_frames=5"]) == 0
     header, *lines = capsys.readouterr().out.splitlines()
     assert header.split()[:2] == ["step", "rank"]
     assert [line.split()[:4] for line in lines] == [
         [step, "0", clip, "davis2017"] for step, clip in (("4", "8"), ("4", "9"), ("5", "10"), ("5", "11"))
     ]
-    assert plan(["find", str(config), "--steps", "0", "--video", "nobody"]) == 0
-    assert capsys.readouterr().out == "no clip of nobody in these steps\n"
+    file = tmp_path / "new" / "found.json"
+    alone = ["find", str(config), "--steps", "0", "stages.0.batch_size=1"]
+    assert plan([*alone, "--json", str(file)]) == 0
+    (clip,) = json.loads(file.read_text())
+    (other,) = {"one", "two"} - {clip["video"]}
+    capsys.readouterr()
+    assert plan([*alone, "--video", other]) == 0
+    assert capsys.readouterr().out == f"no clip of {other} in these steps\n"
+    with pytest.raises(ValueError, match="no video 'nobody' in the data of this run: davis2017"):
+        plan(["find", str(config), "--steps", "0", "--video", "nobody"])
 
 
 def test_quality_stands_beside_a_uniform_shuffle(config: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -73,6 +81,10 @@ def test_diff_of_a_config_with_itself_is_nothing_and_of_two_is_their_keys(
     ("words", "message"),
     [
         (["find", "x.yaml", "--steps", "a..b"], "'a..b' is neither a step nor A..B"),
+        (["find", "x.yaml", "--steps", "7..5"], "'7..5' ends before it begins; write 5..7"),
+        (["quality", "x.yaml", "--clips", "-3"], "'-3' is no whole number of at least 1"),
+        (["show", "x.yaml", "--html", "."], ". is a folder, expected the name of a file"),
+        (["show", "x.yaml", "--json", "/dev/null/x/y.json"], "/dev/null/x/y.json cannot be written"),
         (["show", "x.yaml", "--stepz"], "unrecognized arguments: --stepz"),
         (["paint"], "invalid choice: 'paint'"),
     ],

@@ -86,7 +86,7 @@ def test_two_reports_stand_side_by_side(tmp_path: Path, capsys: pytest.CaptureFi
 
 @pytest.mark.parametrize(
     ("words", "message"),
-    [([], "give a CONFIG to measure, or --compare A B"), (["x.yaml", "--seconds", "0"], "must not be negative")],
+    [([], "give a CONFIG to measure, or --compare A B"), (["x.yaml", "--seconds", "0"], "--seconds must be above 0")],
 )
 def test_wrong_words_are_one_line_and_status_2(
     words: list[str], message: str, capsys: pytest.CaptureFixture[str]
