@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import simplejpeg
-from PIL import Image, ImageOps
+from PIL import Image
 
 from shards.findings import Finding, RefusedError
 from shards.masks import MAX_SIDE
@@ -30,6 +30,18 @@ _PROGRESSIVE = 0xC2
 _FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 _SCAN = 0xDA
 _ORIENTATION = 0x0112
+# What turns an image of each EXIF orientation upright.
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+# Its readers of TIFF and EXIF trust what they read, and stumble over it in any of these ways.
+_PILLOW_ERRORS = (OSError, EOFError, SyntaxError, ValueError, TypeError, LookupError, ArithmeticError, struct.error)
 _MEND_FILE = "restore the file from the original package"
 
 
@@ -141,10 +153,10 @@ def _encoded_anew(data: bytes, reason: str, found: str) -> SourceImage:
         with Image.open(io.BytesIO(data), formats=_FORMATS) as image:
             _require_pixels((image.height, image.width))
             _require_eight_bits(image.mode)
-            pixels = np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
+            pixels = np.asarray(_upright(image).convert("RGB"))
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
         raise _absurd(f"{found} and claims more than {Image.MAX_IMAGE_PIXELS}") from None
-    except (OSError, SyntaxError, ValueError) as error:
+    except _PILLOW_ERRORS as error:
         raise RefusedError(
             "no image", expected="a JPEG", found=f"{found} ({type(error).__name__})", remedy=_MEND_FILE
         ) from None
@@ -154,6 +166,16 @@ def _encoded_anew(data: bytes, reason: str, found: str) -> SourceImage:
         "repaired", reason, "an upright RGB JPEG", found, "nothing, unless other bytes matter to you", "re-encoded"
     )
     return SourceImage(encode_jpeg(pixels), shape, shape, (finding,))
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    """The image as EXIF says it is to be seen.
+
+    Not by Pillow's `exif_transpose`, which writes all of EXIF anew and fails over tags that have nothing to do with it.
+    """
+    image.load()  # turns a TIFF, and takes the tag away
+    turn = _TURNS.get(image.getexif().get(_ORIENTATION, 1))
+    return image if turn is None else image.transpose(turn)
 
 
 def _segments(data: bytes) -> dict[int, bytes]:
@@ -187,7 +209,7 @@ def _orientation(data: bytes, segments: dict[int, bytes]) -> int:
     try:
         with Image.open(io.BytesIO(data), formats=("JPEG",)) as image:
             orientation = image.getexif().get(_ORIENTATION, 1)
-    except (OSError, SyntaxError, ValueError):
+    except _PILLOW_ERRORS:
         return 1  # unreadable EXIF turns nothing; whether the image itself is sound is found by decoding it
     return orientation if orientation in range(1, 9) else 1
 
