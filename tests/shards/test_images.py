@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import io
+import struct
 import zlib
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageOps
 
 from shards.findings import RefusedError
 from shards.images import encode_jpeg, read_image
@@ -71,6 +72,30 @@ def test_an_image_of_16_bits_is_refused_for_its_levels_would_be_cut_off():
         with pytest.raises(RefusedError) as caught:
             read_image(saved(deep, form))
         assert caught.value.finding.reason == "deep image"
+
+
+def test_a_photo_is_turned_although_its_exif_holds_text_where_a_number_belongs():
+    positioning = struct.pack("<HHII", 0x0213, 2, 1, ord("a"))
+    tags = struct.pack("<HHIHH", 0x0112, 3, 1, 6, 0) + positioning
+    exif = b"Exif\0\0II*\0\x08\0\0\0" + struct.pack("<H", 2) + tags + bytes(4)
+    data = PLAIN[:2] + b"\xff\xe1" + struct.pack(">H", len(exif) + 2) + exif + PLAIN[2:]
+    assert read_image(data).data == read_image(turned_bytes(6)).data
+
+
+@pytest.mark.parametrize("orientation", range(2, 9))
+def test_each_orientation_is_turned_as_pillow_turns_it(orientation):
+    data = turned_bytes(orientation)
+    with Image.open(io.BytesIO(data)) as image:
+        upright = np.asarray(ImageOps.exif_transpose(image))
+    assert read_image(data).data == encode_jpeg(upright)
+
+
+def turned_bytes(orientation: int) -> bytes:
+    """PLAIN itself, with EXIF."""
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    block = exif.tobytes()
+    return PLAIN[:2] + b"\xff\xe1" + struct.pack(">H", len(block) + 2) + block + PLAIN[2:]
 
 
 def claiming(data: bytes, marker: bytes, place: int, size: bytes) -> bytes:
