@@ -30,7 +30,7 @@ def load(path: Path) -> Rde:
     if _stem_channels(state) == 4:
         raise ValueError(
             f"{path}: expected weights of stages 1 to 3, found stage 0 (4-channel value stem, no SAM); "
-            "train a later stage from it (models.released_rde.start_from) and load the result"
+            "train a later stage from it (tools/train.py with start_from=<this file>) and give its checkpoint"
         )
     try:
         model = Rde(initialise=False, **Rde.options_of(state))
