@@ -15,7 +15,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from pipelines.streams import Stream
+from pipelines.order.streams import Stream
 from pipelines.types import ColourStep
 
 Matrix = NDArray[np.float64]

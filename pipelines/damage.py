@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 
-from pipelines.streams import Stream, StreamName
+from pipelines.order.streams import Stream, StreamName
 
 MAX_ROUNDS = 250
 EDITS_PER_ROUND = 4

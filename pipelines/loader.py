@@ -16,8 +16,8 @@ from typing import Any, Protocol
 
 import torch
 
-from pipelines.clip_reader import ClipReader, OnCorrupt, ReadClip, ReadPlan, Substitute
 from pipelines.device_feed import DeviceFeed, make_feed
+from pipelines.reading.clip_reader import ClipReader, OnCorrupt, ReadClip, ReadPlan, Substitute
 from pipelines.source import ClipSource
 from pipelines.types import Batch, ClipPixels, ClipPlan, Executor
 

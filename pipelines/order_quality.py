@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from pipelines.order.streams import Stream, StreamName
 from pipelines.source import ClipSource
-from pipelines.streams import Stream, StreamName
 
 LAGS = (1, 2, 4, 8, 16, 32, 64)
 """Distances in clips at which neighbours are compared."""

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from pipelines.pooled_order import Pooled
+from pipelines.order.pooled import Pooled
+from pipelines.order.sampling import Mix, MixEntry, Pick
+from pipelines.order.streams import stream_key
 from pipelines.recipes import ClipRequest, Recipe
-from pipelines.sampling import Mix, MixEntry, Pick
-from pipelines.streams import stream_key
 from pipelines.types import ClipPlan, EncodedClip
 from shards.errors import DataError
 from shards.masks import SOFT_CODECS

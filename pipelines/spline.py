@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from pipelines.streams import Stream
+from pipelines.order.streams import Stream
 from pipelines.types import ClipPixels, ClipPlan
 
 Points = NDArray[np.float64]

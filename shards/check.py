@@ -15,11 +15,11 @@ import pyarrow as pa
 from shards.check_shard import CheckedShard, Problem, check_shards, hash_file
 from shards.errors import DataError
 from shards.findings import REJECTED, read_findings
-from shards.index import INDEX_FILES, INDEX_FOLDER, Batches, write_index
+from shards.index.derive import INDEX_FILES, INDEX_FOLDER, Batches, write_index
+from shards.index.scan import scan_shard
 from shards.links import LINK_AGAIN, LINKS_FILE, is_canonical, shard_locations
 from shards.manifest import MANIFEST, SEAL, Manifest, ShardFacts, read_manifest
 from shards.reader import ShardSet
-from shards.scan import scan_shard
 from shards.storage import Location, write_bytes
 
 _REBUILD = "run tools/check.py --rebuild-index on the set"

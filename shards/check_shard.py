@@ -12,14 +12,14 @@ from dataclasses import dataclass
 from functools import partial
 from itertools import islice
 
+from shards.building.work import begin_reader, frame_threads, without_interrupts
 from shards.images import decode_strictly
-from shards.index import Batches
+from shards.index.derive import Batches
+from shards.index.scan import Sample, ShardRows, image_size, mask_objects, of_selected, samples
 from shards.links import shard_locations
 from shards.manifest import Manifest, ShardFacts
 from shards.masks import FrameObjects, MaskCodec
-from shards.scan import Sample, ShardRows, image_size, mask_objects, of_selected, samples
 from shards.storage import Location
-from shards.work import begin_reader, frame_threads, without_interrupts
 
 _READ_BYTES = 1 << 22
 # Frames decoded at a time: enough for all threads, little enough to hold.

@@ -15,14 +15,14 @@ import numpy as np
 import pyarrow as pa
 
 from shards.errors import DataError
-from shards.index import INDEX_FOLDER, IndexTables, as_numpy
-from shards.index_file import REBUILD
+from shards.index.derive import INDEX_FOLDER, IndexTables, as_numpy
+from shards.index.files import REBUILD
+from shards.index.tables import VideoTable
 from shards.links import check_sizes, shard_locations
 from shards.manifest import Manifest, read_manifest
 from shards.masks import FrameObjects, MaskCodec
 from shards.shard_files import Range, ShardFile, ShardOpener, open_shard
 from shards.storage import Location, RemotePath, locate
-from shards.tables import VideoTable
 from shards.tar import BLOCK, padded
 
 # Well under the usual limit of 1024 open files, with room for two sets in one process.

@@ -59,8 +59,8 @@ class StorageSpeed:
 class Measured:
     """Reads of `size` bytes, `parallel` at a time. seconds: wall time of all. p50, p99: seconds of one read.
 
-    cold: share of the reads whose first page was not in memory; None where that cannot be known: remote files, and
-    those of other users.
+    cold: share of the reads whose first page was not in memory and that shared no byte with an earlier one; None where
+    that cannot be known: remote files, and those of other users.
     """
 
     size: int
@@ -143,7 +143,11 @@ def measure_reads(
     with ThreadPoolExecutor(parallel, "storage-probe") as threads:
         list(threads.map(read, places))
     wall = time.perf_counter() - begun
-    known = [was_cold for was_cold in cold if was_cold is not None]
+    known = [
+        was_cold and not _overlaps(place, places[:number], size)
+        for number, (place, was_cold) in enumerate(zip(places, cold, strict=True))
+        if was_cold is not None
+    ]
     share = sum(known) / len(known) if known else None
     ordered = sorted(times)
     p99 = ordered[min(len(ordered) - 1, int(0.99 * len(ordered)))]
@@ -188,6 +192,10 @@ def _place(targets: Sequence[Target], size: int, number: int) -> tuple[Target, i
             return target, at
         at -= length
     raise AssertionError("the place lies within the sum of all")
+
+
+def _overlaps(place: tuple[Target, int], others: Sequence[tuple[Target, int]], size: int) -> bool:
+    return any(other[0] is place[0] and abs(other[1] - place[1]) < size for other in others)
 
 
 def _chill(target: Target, start: int, size: int) -> bool | None:

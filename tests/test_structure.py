@@ -112,7 +112,7 @@ def test_every_tool_has_a_console_script() -> None:
 def test_importing_the_packages_neither_seeds_nor_loads_dali() -> None:
     code = (
         "import sys, random; state = random.getstate()\n"
-        "import pipelines.types, models.rde, trainers.loop, shards.reader\n"
+        "import pipelines.types, models.rde, trainers.running.loop, shards.reader\n"
         "assert random.getstate() == state\n"
         "assert 'nvidia.dali' not in sys.modules\n"
     )

@@ -22,13 +22,13 @@ import numpy as np
 import torch
 from PIL import Image
 
-from pipelines.benchmark import describe_machine
-from pipelines.build_benchmark import LARGER, BuildMeasure, BuildTiming, derived_hours, time_build
-from pipelines.mask_benchmark import MaskTiming, time_masks
-from pipelines.reading_benchmark import time_reading, time_start
+from pipelines.costs.building import LARGER, BuildMeasure, BuildTiming, derived_hours, time_build
+from pipelines.costs.executors import describe_machine
+from pipelines.costs.masks import MaskTiming, time_masks
+from pipelines.costs.reading import time_reading, time_start
 from shards.masks import MASK_CODECS
+from shards.sets.sparse_set import SparseSet, write_sparse_set
 from shards.sources.moving_shapes import write_moving_shapes
-from shards.sparse_set import SparseSet, write_sparse_set
 from shards.storage import write_bytes
 from tools.cli import Parser, run
 from tools.clips_table import add_clips, measure_clips
@@ -36,10 +36,10 @@ from tools.made_video import FULL_SIZE
 from tools.reading_table import reading_table
 from tools.stm_step import add_stm_correction, add_stm_step, measure_stm_correction, measure_stm_step
 from tools.targets_table import add_targets, measure_targets
-from trainers.distributed import Ranks, choose_device
-from trainers.provenance import read_versions
-from trainers.scoring_benchmark import ScoringTiming, time_scoring
-from trainers.step_benchmark import OURS, PUBLISHED, VARIANTS, StepCost, StepSize, time_steps
+from trainers.costs.rde_step import OURS, PUBLISHED, VARIANTS, StepCost, StepSize, time_steps
+from trainers.costs.scoring import ScoringTiming, time_scoring
+from trainers.records.provenance import read_versions
+from trainers.running.distributed import Ranks, choose_device
 
 
 def main() -> None:

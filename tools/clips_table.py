@@ -6,8 +6,7 @@ from argparse import ArgumentParser, Namespace
 from dataclasses import asdict
 from pathlib import Path
 
-from pipelines.benchmark import ClipTiming, time_clips
-from pipelines.clip_benchmark import (
+from pipelines.costs.clips import (
     FINISHED,
     LOADER,
     NAIVE,
@@ -18,8 +17,9 @@ from pipelines.clip_benchmark import (
     time_still_ways,
     time_video_ways,
 )
+from pipelines.costs.executors import ClipTiming, time_clips
 from pipelines.executors import EXECUTORS
-from pipelines.parity_clips import draw_clips
+from pipelines.parity.clips import draw_clips
 from shards.reader import ShardSet
 from tools.made_video import made_shards
 

@@ -18,17 +18,17 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from shards.build import build
+from shards.building.build import build
+from shards.building.jobs import Progress as Work
+from shards.building.plan import BuildRequest, Plan, make_plan
 from shards.check import rebuild_index
-from shards.compose import LINKS, and_more, append_set, choose_fraction, merge_sets, write_subset
 from shards.errors import DataError
-from shards.jobs import Progress as Work
+from shards.index.stock_index import write_stock_indexes
 from shards.manifest import MANIFEST, Manifest, read_manifest
 from shards.masks import plain_codec
-from shards.plan import BuildRequest, Plan, make_plan
 from shards.reader import ShardSet
+from shards.sets.compose import LINKS, and_more, append_set, choose_fraction, merge_sets, write_subset
 from shards.sources import SOURCES
-from shards.stock_index import write_stock_indexes
 from shards.storage import Location, RemotePath, locate, remove_tree
 from tools.cli import Parser, run
 from tools.progress import Progress

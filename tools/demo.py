@@ -33,11 +33,11 @@ from shards.locks import hold_alone
 from shards.reader import ShardSet
 from shards.sources.moving_shapes import MovingShapes, write_moving_shapes
 from tools.cli import Parser, run
-from trainers.checkpoints import list_checkpoints
 from trainers.config import Config, load_config
-from trainers.journal import read_journal
-from trainers.preview import clip_sheet, result_sheet
-from trainers.videos import open_videos
+from trainers.looking.sheets import clip_sheet, result_sheet
+from trainers.prediction.videos import open_videos
+from trainers.records.checkpoints import list_checkpoints
+from trainers.records.journal import read_journal
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 CONFIG = REPOSITORY / "trainers" / "configs" / "demo.yaml"

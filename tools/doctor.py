@@ -15,10 +15,10 @@ from argparse import Namespace
 from dataclasses import asdict
 from pathlib import Path
 
-from pipelines.clip_reader import READ_PLANS
-from pipelines.storage_doctor import Diagnosis, Examination, diagnose_folder, diagnose_set, num_cells, verdict
+from pipelines.reading.clip_reader import READ_PLANS
+from pipelines.reading.doctor import Diagnosis, Examination, diagnose_folder, diagnose_set, num_cells, verdict
+from shards.building.plan import parse_size
 from shards.manifest import MANIFEST
-from shards.plan import parse_size
 from shards.reader import ShardSet
 from shards.shard_files import open_shard_for_clips
 from shards.speed import Measured

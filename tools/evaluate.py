@@ -20,12 +20,12 @@ from tqdm import tqdm
 
 from pipelines.pictures import save_png
 from tools.cli import Parser, run
-from trainers.benchmarks import PROTOCOLS, Protocol, evaluate, global_scores, usual_protocol
-from trainers.score_pictures import worst_frames, worst_sheet, write_plots
-from trainers.score_reports import Report, format_report, write_curves, write_report
-from trainers.score_types import ObjectScores, ResultFolder, find_results
-from trainers.score_youtube import Categories, read_categories, youtube_vos_scores
-from trainers.videos import VideoSource, choose_split, choose_videos, open_videos
+from trainers.prediction.videos import VideoSource, choose_split, choose_videos, open_videos
+from trainers.scoring.pictures import worst_frames, worst_sheet, write_plots
+from trainers.scoring.protocols import PROTOCOLS, Protocol, evaluate, global_scores, usual_protocol
+from trainers.scoring.reports import Report, format_report, write_curves, write_report
+from trainers.scoring.types import ObjectScores, ResultFolder, find_results
+from trainers.scoring.youtube import Categories, read_categories, youtube_vos_scores
 
 
 def main() -> None:

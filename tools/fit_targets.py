@@ -22,9 +22,9 @@ from tqdm import tqdm
 
 from tools.cli import Parser, run
 from trainers.config import load_config
-from trainers.distributed import choose_device, read_ranks, share_threads
-from trainers.stages import Place
-from trainers.target_prefit import prefit
+from trainers.running.distributed import choose_device, read_ranks, share_threads
+from trainers.running.stages import Place
+from trainers.running.target_prefit import prefit
 
 
 def main() -> None:

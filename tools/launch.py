@@ -32,8 +32,8 @@ from torch.distributed.run import get_args_parser
 from torch.distributed.run import run as launch
 
 from tools.cli import BAD_DATA, BAD_USAGE, run
-from trainers.distributed import FRESH_STORE_VARIABLE
-from trainers.stopping import ENDING_VARIABLE, INTERRUPTED_STATUS, STARTED_VARIABLE, STOPPED_STATUS
+from trainers.running.distributed import FRESH_STORE_VARIABLE
+from trainers.running.stopping import ENDING_VARIABLE, INTERRUPTED_STATUS, STARTED_VARIABLE, STOPPED_STATUS
 
 SIGNALS = "SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1"
 """Passed on to the processes. torchrun alone dies of SIGUSR1, with which Slurm gives notice."""

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from shards.build import build, silent
-from shards.plan import BuildRequest, make_plan
+from shards.building.build import build, silent
+from shards.building.plan import BuildRequest, make_plan
 from shards.sources.moving_shapes import MovingShapes, write_moving_shapes
 
 FULL_SIZE = MovingShapes(num_train=6, num_val=2, num_frames=20, height=480, width=854)

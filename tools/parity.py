@@ -19,16 +19,16 @@ from pathlib import Path
 
 import torch
 
-from pipelines.benchmark import describe_machine
+from pipelines.costs.executors import describe_machine
 from pipelines.executors import EXECUTORS
-from pipelines.parity import Comparison, Distribution, ParityReport, compare_executors
-from pipelines.parity_clips import PARITY_RECIPES, draw_clips
+from pipelines.parity.clips import PARITY_RECIPES, draw_clips
+from pipelines.parity.comparison import Comparison, Distribution, ParityReport, compare_executors
 from shards.reader import ShardSet
 from shards.storage import write_bytes
 from tools.cli import Parser, run
 from tools.made_video import made_shards
-from trainers.distributed import Ranks, choose_device
-from trainers.provenance import read_versions
+from trainers.records.provenance import read_versions
+from trainers.running.distributed import Ranks, choose_device
 
 
 def main() -> None:

@@ -25,9 +25,8 @@ from shards.storage import write_bytes
 from tools.cli import Parser, output_file, run
 from tools.source_arguments import positive
 from trainers.config import Config, load_config
-from trainers.drawn_clips import find_clips, first_other_step
-from trainers.pages import figure_html, heading, html_table, make_page, paragraph, text_table
-from trainers.schedule import (
+from trainers.looking.drawn_clips import find_clips, first_other_step
+from trainers.looking.schedule import (
     StageSchedule,
     config_path,
     differences,
@@ -36,7 +35,8 @@ from trainers.schedule import (
     plot_schedule,
     schedule_rows,
 )
-from trainers.stages import open_sources
+from trainers.pages import figure_html, heading, html_table, make_page, paragraph, text_table
+from trainers.running.stages import open_sources
 
 
 @dataclass(frozen=True)

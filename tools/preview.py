@@ -18,10 +18,10 @@ from shards.manifest import MANIFEST
 from shards.reader import ShardSet
 from shards.storage import locate, write_bytes
 from tools.cli import Parser, run
-from trainers.clip_pages import Look, clip_page, look_sheet
 from trainers.config import load_config
-from trainers.dataset_pages import dataset_page
-from trainers.schedule import config_path
+from trainers.looking.clip_pages import Look, clip_page, look_sheet
+from trainers.looking.dataset_pages import dataset_page
+from trainers.looking.schedule import config_path
 
 FIRST_VIDEOS = 6
 """Shown of a shard set unless --videos names others."""

@@ -24,9 +24,8 @@ from models.released import load
 from tools.cli import Parser, run
 from tools.segment_methods import METHOD_ARGUMENTS, number_or, refuse_foreign
 from tools.segment_stm import draw_cycle_erf
-from trainers.distributed import Ranks, choose_device
 from trainers.methods import METHODS
-from trainers.prediction_files import (
+from trainers.prediction.files import (
     OutputForm,
     VideoTiming,
     claim_folder,
@@ -34,15 +33,16 @@ from trainers.prediction_files import (
     is_finished,
     segment_all,
 )
-from trainers.prediction_plan import (
+from trainers.prediction.plan import (
     SEGMENTATION_PROTOCOLS,
     PngForm,
     SegmentationProtocol,
     plan_video,
     usual_protocol,
 )
-from trainers.submission import write_submission
-from trainers.videos import VideoSource, choose_split, choose_videos, open_videos
+from trainers.prediction.submission import write_submission
+from trainers.prediction.videos import VideoSource, choose_split, choose_videos, open_videos
+from trainers.running.distributed import Ranks, choose_device
 
 FPS_NOTE = """\
 model fps: as the papers count, frames the model saw, given ones too, by the time from "frame on the device" to "label

@@ -10,7 +10,7 @@ from models.memory import BANK_MODES
 from tools.cli import Parser
 from tools.segment_mtmfi import MtmfiArguments
 from tools.segment_stm import StmArguments
-from trainers.prediction_plan import SegmentationProtocol
+from trainers.prediction.plan import SegmentationProtocol
 from trainers.segmenters.rde import RdeOptions
 from trainers.views import Sight
 

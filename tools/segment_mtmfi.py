@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import get_args
 
 from models.target_memory import Growth
-from pipelines.first_frame import Hole
+from pipelines.first_frame.plans import Hole
 from tools.cli import Parser
-from trainers.prediction_plan import SegmentationProtocol
+from trainers.prediction.plan import SegmentationProtocol
 from trainers.segmenters.mtmfi import Merging, MtmfiOptions
 from trainers.views import Sight
 

@@ -12,12 +12,12 @@ from tqdm import tqdm
 
 from models.stm import Stm
 from tools.cli import Parser
-from trainers.cycle_erf import write_cycle_erf
-from trainers.prediction_files import OutputForm
-from trainers.prediction_plan import SegmentationProtocol, VideoPlan
+from trainers.looking.cycle_erf import write_cycle_erf
+from trainers.prediction.files import OutputForm
+from trainers.prediction.plan import SegmentationProtocol, VideoPlan
+from trainers.prediction.videos import VideoSource
 from trainers.segmenters.stm import LateObjects, StmOptions, Written
 from trainers.segmenters.stm_correction import CorrectionOptions
-from trainers.videos import VideoSource
 from trainers.views import Sight
 
 Normalise = Literal["imagenet", "scalar"]

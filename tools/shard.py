@@ -23,18 +23,27 @@ from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from shards.build import BuildResult, Engine, Part, build, build_part, finish_build, is_unfinished, read_listing
-from shards.cluster import run_on_dask
+from shards.building.build import (
+    BuildResult,
+    Engine,
+    Part,
+    build,
+    build_part,
+    finish_build,
+    is_unfinished,
+    read_listing,
+)
+from shards.building.cluster import run_on_dask
+from shards.building.jobs import Progress as Work
+from shards.building.plan import BuildRequest, Plan, make_plan, parse_size
+from shards.building.probe import estimate_build
+from shards.building.work import run_jobs
 from shards.findings import REJECTED, read_findings
-from shards.jobs import Progress as Work
 from shards.manifest import MANIFEST
 from shards.masks import MASK_CODECS
-from shards.plan import BuildRequest, Plan, make_plan, parse_size
-from shards.probe import estimate_build
 from shards.reader import ShardSet
 from shards.sources import SOURCES
 from shards.storage import locate
-from shards.work import run_jobs
 from tools.cli import Parser, is_store_error, run
 from tools.progress import Progress
 from tools.source_arguments import add_source_arguments, arguments_of, positive, source_options, split_names

@@ -7,9 +7,9 @@ from dataclasses import asdict
 from pathlib import Path
 
 from models.stm import ARCHS
-from trainers.distributed import Ranks, choose_device
-from trainers.stm_correction_benchmark import CorrectionCost, CorrectionSize, time_corrections
-from trainers.stm_step_benchmark import LOOP, NUM_SLOTS, StmStepCost, StmStepSize, time_stm_steps
+from trainers.costs.stm_correction import CorrectionCost, CorrectionSize, time_corrections
+from trainers.costs.stm_step import LOOP, NUM_SLOTS, StmStepCost, StmStepSize, time_stm_steps
+from trainers.running.distributed import Ranks, choose_device
 
 
 def add_stm_step(parser: ArgumentParser) -> None:

@@ -7,8 +7,8 @@ from dataclasses import asdict
 from pathlib import Path
 
 from models.frozen_trunk import BLOCKS
-from trainers.distributed import Ranks, choose_device
-from trainers.target_benchmark import TargetCosts, TargetSize, time_targets
+from trainers.costs.targets import TargetCosts, TargetSize, time_targets
+from trainers.running.distributed import Ranks, choose_device
 
 
 def add_targets(parser: ArgumentParser) -> None:

@@ -20,18 +20,18 @@ from argparse import Namespace
 from pathlib import Path
 from typing import Any
 
-from pipelines.benchmark import describe_machine
+from pipelines.costs.executors import describe_machine
 from shards.errors import DataError
 from shards.manifest import encode_json
 from shards.storage import write_bytes
 from tools.cli import Parser, output_file, run
 from trainers.config import Config, load_config
-from trainers.distributed import read_ranks
+from trainers.looking.schedule import config_path
 from trainers.pages import html_table, make_page, paragraph, text_table
-from trainers.provenance import read_versions
-from trainers.schedule import config_path
-from trainers.throughput import measure
-from trainers.throughput_report import (
+from trainers.records.provenance import read_versions
+from trainers.running.distributed import read_ranks
+from trainers.throughput.measure import measure
+from trainers.throughput.report import (
     Report,
     compare_reports,
     html_report,

@@ -29,11 +29,11 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 
 from tools.cli import Parser, run
 from trainers.config import Config, ConfigError, load_config
-from trainers.distributed import Ranks, choose_device, end_with_launcher, read_ranks
-from trainers.loop import Ending
-from trainers.replay import replay
-from trainers.stopping import ENDING_VARIABLE, INTERRUPTED_STATUS, STARTED_VARIABLE, STOPPED_STATUS
-from trainers.training import Outcome, Start, train
+from trainers.running.distributed import Ranks, choose_device, end_with_launcher, read_ranks
+from trainers.running.loop import Ending
+from trainers.running.replay import replay
+from trainers.running.stopping import ENDING_VARIABLE, INTERRUPTED_STATUS, STARTED_VARIABLE, STOPPED_STATUS
+from trainers.running.training import Outcome, Start, train
 
 STATUSES = {Ending.FINISHED: 0, Ending.STOPPED: STOPPED_STATUS, Ending.INTERRUPTED: INTERRUPTED_STATUS}
 

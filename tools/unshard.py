@@ -13,8 +13,8 @@ if __name__ == "__main__":
 from pathlib import Path
 
 from shards.reader import ShardSet
+from shards.sets.unshard import unshard
 from shards.storage import locate
-from shards.unshard import unshard
 from tools.cli import Parser, run
 from tools.progress import Progress
 

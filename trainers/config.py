@@ -24,7 +24,7 @@ from pydantic import (
 from pydantic.dataclasses import dataclass
 from pydantic_core import ErrorDetails
 
-from pipelines.curriculum import Table
+from pipelines.order.curriculum import Table
 from pipelines.recipes import RECIPES, Recipe, make_recipe
 from trainers.choices import STRICT, Count, IsNumber, NotNegative, Number
 from trainers.config_reading import (

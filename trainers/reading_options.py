@@ -9,12 +9,12 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field, PlainSerializer
 from pydantic.dataclasses import dataclass
 
-from pipelines.clip_reader import OnCorrupt, ReadPlan
-from pipelines.pooled_order import Pooled
-from pipelines.read_cost import choose_reading, probe_source, span_gap
+from pipelines.order.pooled import Pooled
+from pipelines.reading.clip_reader import OnCorrupt, ReadPlan
+from pipelines.reading.cost import choose_reading, probe_source, span_gap
 from pipelines.source import ClipSource
+from shards.building.plan import parse_size
 from shards.byte_cache import LEAST_BYTES, open_cache
-from shards.plan import parse_size
 from shards.shard_files import ShardOpener, open_shard_for_clips
 from shards.speed import StorageSpeed
 from shards.storage import Location, locate

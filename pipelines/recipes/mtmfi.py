@@ -12,11 +12,11 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from pipelines.order.sampling import annotated_frames
+from pipelines.order.streams import StreamName
 from pipelines.recipes.limits import Limits, check_choice, check_flags, set_checked
 from pipelines.recipes.request import ClipRequest
 from pipelines.recipes.visibility import davis_visibility, is_davis, large_enough
-from pipelines.sampling import annotated_frames
-from pipelines.streams import StreamName
 from pipelines.types import IMAGENET, AreaRule, ClipPlan, LabelRules, Normalisation, SquashSteps
 from shards.reader import ShardSet
 

@@ -21,11 +21,11 @@ from pipelines.augmentation import (
     luma,
     sees_any,
 )
-from pipelines.curriculum import Table
+from pipelines.order.curriculum import Table
+from pipelines.order.sampling import annotated_frames
+from pipelines.order.streams import Stream, StreamName
 from pipelines.recipes.limits import Limits, check_numbers
 from pipelines.recipes.request import ClipRequest
-from pipelines.sampling import annotated_frames
-from pipelines.streams import Stream, StreamName
 from pipelines.types import IMAGENET, AreaRule, ClipPlan, ClipSteps, Normalisation
 from shards.masks import FrameObjects
 

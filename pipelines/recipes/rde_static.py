@@ -19,12 +19,12 @@ from pipelines.augmentation import (
     draw_colours,
     luma,
 )
+from pipelines.order.sampling import annotated_frames
+from pipelines.order.streams import Stream, StreamName
 from pipelines.recipes.limits import Limits, check_numbers
 from pipelines.recipes.rde import IMAGENET_FILL
 from pipelines.recipes.request import ClipRequest
-from pipelines.sampling import annotated_frames
 from pipelines.spline import draw_points
-from pipelines.streams import Stream, StreamName
 from pipelines.types import IMAGENET, AreaRule, ClipPlan, ColourStep, Normalisation, StillSteps
 
 LIMITS = {

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from pipelines.streams import Stream, StreamName
+from pipelines.order.streams import Stream, StreamName
 from pipelines.types import AreaRule, ClipPlan, Normalisation
 from shards.reader import ShardSet
 

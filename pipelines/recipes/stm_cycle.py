@@ -12,11 +12,11 @@ from typing import Literal, NamedTuple
 import numpy as np
 
 from pipelines.augmentation import Crop, Matrix, crop_matrix, sees_any
-from pipelines.curriculum import Table
+from pipelines.order.curriculum import Table
+from pipelines.order.sampling import annotated_frames
+from pipelines.order.streams import Stream, StreamName
 from pipelines.recipes.limits import Limits, check_choice, check_flags, check_numbers, set_checked
 from pipelines.recipes.request import ClipRequest
-from pipelines.sampling import annotated_frames
-from pipelines.streams import Stream, StreamName
 from pipelines.types import IMAGENET, AreaRule, ClipPlan, Content, LabelRules, Normalisation, StmCycleSteps
 
 LIMITS = {

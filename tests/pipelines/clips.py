@@ -9,8 +9,8 @@ import numpy as np
 import simplejpeg
 
 from pipelines.augmentation import affine_matrices, colour_matrices, crop_matrix, draw_colours, draw_crop
+from pipelines.order.streams import Stream, StreamName
 from pipelines.recipes.rde import CLIP_JITTER, FRAME_JITTER, IMAGENET_FILL
-from pipelines.streams import Stream, StreamName
 from pipelines.types import ClipPlan, ClipSteps, EncodedClip
 from shards.masks import MaskCodec, encode_label_map
 from shards.reader import EncodedFrame

@@ -27,7 +27,7 @@ from pipelines.augmentation import (
     luma,
     sees_any,
 )
-from pipelines.streams import Stream, StreamName
+from pipelines.order.streams import Stream, StreamName
 
 NAMES = ("brightness", "contrast", "saturation")
 ENHANCE = {"brightness": ImageEnhance.Brightness, "contrast": ImageEnhance.Contrast, "saturation": ImageEnhance.Color}

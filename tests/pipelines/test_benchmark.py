@@ -8,12 +8,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pipelines.benchmark import describe_machine, take_turns, time_clips
-from pipelines.build_benchmark import BuildMeasure, BuildTiming, Cost, derived_hours, time_build
-from pipelines.build_work import make_bl30k, plain_webdataset
-from shards.build import build, silent
+from pipelines.costs.build_work import make_bl30k, plain_webdataset
+from pipelines.costs.building import BuildMeasure, BuildTiming, Cost, derived_hours, time_build
+from pipelines.costs.executors import describe_machine, take_turns, time_clips
+from shards.building.build import build, silent
+from shards.building.plan import BuildRequest, make_plan
 from shards.masks import MaskCodec, decode_label_map
-from shards.plan import BuildRequest, make_plan
 from shards.reader import ShardSet
 from shards.sources.moving_shapes import MovingShapes, write_moving_shapes
 from tests.pipelines.clips import clip

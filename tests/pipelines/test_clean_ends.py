@@ -13,10 +13,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from pipelines.clip_reader import ReadPlan
 from pipelines.loader import ClipLoader
+from pipelines.order.sampling import MixEntry
+from pipelines.reading.clip_reader import ReadPlan
 from pipelines.recipes import make_recipe
-from pipelines.sampling import MixEntry
 from pipelines.source import ClipSource
 from pipelines.types import Batch, ClipPixels
 from shards.byte_cache import LEAST_BYTES

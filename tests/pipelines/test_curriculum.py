@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipelines.curriculum import Table, first_step
+from pipelines.order.curriculum import Table, first_step
 
 GAPS = Table(((0, 5), (0.1, 10), (0.2, 15), (0.3, 20), (0.4, 25), (0.9, 5), (1.0, 5)))
 

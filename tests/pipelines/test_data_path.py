@@ -11,8 +11,8 @@ import torch
 from pipelines.assembly import assemble
 from pipelines.executors import make_executor
 from pipelines.loader import ClipLoader
+from pipelines.order.sampling import MixEntry
 from pipelines.recipes import make_recipe
-from pipelines.sampling import MixEntry
 from pipelines.source import ClipSource
 from pipelines.types import Batch
 from shards.errors import DataError

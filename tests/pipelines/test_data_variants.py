@@ -11,8 +11,7 @@ import pytest
 import simplejpeg
 import torch
 
-from pipelines.clip_reader import ClipReader
-from pipelines.data_variants import (
+from pipelines.costs.data_variants import (
     KeptPixels,
     TimedFeed,
     VariedReader,
@@ -21,13 +20,14 @@ from pipelines.data_variants import (
     timed_steps,
     without_augmentation,
 )
+from pipelines.costs.timeline import Timeline
 from pipelines.device_feed import NoFeed
 from pipelines.executors.cpu import CpuExecutor
 from pipelines.loader import ClipLoader
+from pipelines.order.sampling import MixEntry
+from pipelines.reading.clip_reader import ClipReader
 from pipelines.recipes import make_recipe
-from pipelines.sampling import MixEntry
 from pipelines.source import ClipSource
-from pipelines.timeline import Timeline
 from pipelines.types import EncodedClip
 from shards.reader import ShardSet
 from tests.shards.small_tree import build_set, label_maps, write_tree

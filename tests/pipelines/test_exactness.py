@@ -9,11 +9,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipelines.clip_reader import READ_PLANS, ReadPlan
 from pipelines.loader import ClipLoader
-from pipelines.pooled_order import Pooled
+from pipelines.order.pooled import Pooled
+from pipelines.order.sampling import MixEntry
+from pipelines.reading.clip_reader import READ_PLANS, ReadPlan
 from pipelines.recipes import make_recipe
-from pipelines.sampling import MixEntry
 from pipelines.source import ClipSource
 from pipelines.types import Batch, ClipPixels, ClipPlan, EncodedClip
 from tests.pipelines.fake_set import FakeSet, FakeVideo

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 import torch
 
-from pipelines.first_frame import (
+from pipelines.first_frame.pixels import augment_first_frame, fill_hole, warp_bicubic, warp_nearest
+from pipelines.first_frame.plans import (
     Box,
     FirstFrameOptions,
     FirstFramePlan,
@@ -19,8 +20,7 @@ from pipelines.first_frame import (
     object_matrix,
     plan_first_frame,
 )
-from pipelines.first_frame_pixels import augment_first_frame, fill_hole, warp_bicubic, warp_nearest
-from pipelines.streams import Stream, StreamName
+from pipelines.order.streams import Stream, StreamName
 
 SIZE = (48, 86)
 STILL = Variant((0.5, 0.5), 0.0, False, 1.0, (0.0, 0.0), 0, 0.0, 1.0, 0, 0.0)

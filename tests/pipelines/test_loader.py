@@ -15,8 +15,8 @@ import pytest
 import torch
 
 from pipelines.loader import ClipLoader, share_of_batch
+from pipelines.order.sampling import MixEntry
 from pipelines.recipes import make_recipe
-from pipelines.sampling import MixEntry
 from pipelines.source import ClipSource
 from pipelines.types import Batch, ClipPixels, EncodedClip
 from shards.errors import DataError

@@ -14,9 +14,9 @@ import torch.nn.functional as F
 from pipelines.assembly import make_assembly
 from pipelines.executors import make_executor
 from pipelines.executors.encoded import decode_jpeg
+from pipelines.order.sampling import MixEntry
 from pipelines.recipes import ClipRequest, Mtmfi, make_recipe
 from pipelines.recipes.visibility import davis_visibility
-from pipelines.sampling import MixEntry
 from pipelines.source import ClipSource
 from pipelines.types import ClipPixels, EncodedClip
 from tests.pipelines.clips import blobs, frame, noise_labels, picture

@@ -8,9 +8,9 @@ import random
 import numpy as np
 import pytest
 
-from pipelines.curriculum import Table
+from pipelines.order.curriculum import Table
+from pipelines.order.sampling import MixEntry
 from pipelines.recipes import RdeVideo
-from pipelines.sampling import MixEntry
 from pipelines.source import ClipSource
 from pipelines.types import ClipPlan
 from tests.pipelines.fake_set import FakeSet, FakeVideo

@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from pipelines.order.sampling import MixEntry
 from pipelines.order_quality import describe_order, drawn_videos, first_videos, shuffled
 from pipelines.recipes import make_recipe
-from pipelines.sampling import MixEntry
 from pipelines.source import ClipSource
 from tests.pipelines.fake_set import FakeSet, FakeVideo
 

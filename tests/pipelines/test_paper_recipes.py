@@ -13,10 +13,10 @@ from PIL import Image
 from pipelines.assembly import assemble
 from pipelines.executors import make_executor, paper_still, paper_stm_cycle
 from pipelines.executors.pillow_steps import shift_hue
+from pipelines.order.streams import Stream, StreamName
 from pipelines.recipes import ClipRequest, Mtmfi, RdeStatic, StmCycle, StmCycleDali, StmCyclePaper
 from pipelines.recipes.rde_static import OBJECT_ID
 from pipelines.spline import bend, draw_points
-from pipelines.streams import Stream, StreamName
 from pipelines.types import ClipPixels, Content, EncodedClip, StmCycleSteps
 from shards.masks import encode_soft_mask
 from shards.reader import EncodedFrame

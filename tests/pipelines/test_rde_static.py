@@ -16,10 +16,10 @@ from pipelines.augmentation import Tone, affine_matrices, colour_matrices, hue_m
 from pipelines.damage import damage_masks, damage_soft_mask, damage_together
 from pipelines.executors import make_executor
 from pipelines.executors.geometry import snap
+from pipelines.order.sampling import MixEntry
+from pipelines.order.streams import StreamName
 from pipelines.recipes import ClipRequest, RdeStatic, make_recipe
-from pipelines.sampling import MixEntry
 from pipelines.source import ClipSource
-from pipelines.streams import StreamName
 from pipelines.types import ClipPixels, ClipPlan, EncodedClip
 from shards.errors import DataError
 from shards.masks import encode_soft_mask
@@ -271,8 +271,8 @@ def test_options_that_make_no_clip_are_refused_by_name(options: dict[str, object
 
 def test_real_stills_become_clips(shared_data: Path, tmp_path: Path) -> None:
     from pipelines.loader import ClipLoader
-    from shards.build import build, silent
-    from shards.plan import BuildRequest, make_plan
+    from shards.building.build import build, silent
+    from shards.building.plan import BuildRequest, make_plan
     from shards.reader import ShardSet
 
     build_request = BuildRequest("static", (shared_data / "static_mini",), tmp_path)

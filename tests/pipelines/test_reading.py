@@ -16,7 +16,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipelines.assembly import make_assembly
-from pipelines.clip_reader import (
+from pipelines.executors import make_executor
+from pipelines.loader import ClipLoader
+from pipelines.order.pooled import Pooled
+from pipelines.order.sampling import MixEntry
+from pipelines.reading.clip_reader import (
     NEIGHBOUR_GAP,
     READ_PLANS,
     WHOLE_SPAN,
@@ -26,15 +30,11 @@ from pipelines.clip_reader import (
     split_range,
     video_range,
 )
-from pipelines.executors import make_executor
-from pipelines.loader import ClipLoader
-from pipelines.pooled_order import Pooled
-from pipelines.read_cost import Demand, choose_reading, measure_demands, probe_source, span_gap
+from pipelines.reading.cost import Demand, choose_reading, measure_demands, probe_source, span_gap
+from pipelines.reading.video_pool import VideoPool
 from pipelines.recipes import make_recipe
-from pipelines.sampling import MixEntry
 from pipelines.source import ClipSource
 from pipelines.types import Batch
-from pipelines.video_pool import VideoPool
 from shards.byte_cache import LEAST_BYTES, ByteCache
 from shards.reader import DamagedFrameError, ShardSet
 from shards.shard_files import SlowStorage
@@ -188,7 +188,7 @@ def test_a_resident_video_is_read_once(shard_set):
 
 
 def test_large_videos_are_read_in_chunks(monkeypatch):
-    monkeypatch.setattr("pipelines.clip_reader.CHUNK_BYTES", 100)
+    monkeypatch.setattr("pipelines.reading.clip_reader.CHUNK_BYTES", 100)
     assert split_range((7, 250)) == [(7, 100), (107, 100), (207, 50)]
 
 

@@ -13,10 +13,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipelines.curriculum import Table
+from pipelines.order.curriculum import Table
+from pipelines.order.streams import Stream, StreamName
 from pipelines.recipes import RECIPES, ClipRequest, RdeBl30k, RdeVideo, make_recipe
 from pipelines.recipes.rde import choose_positions
-from pipelines.streams import Stream, StreamName
 from pipelines.types import AreaRule
 from tests.pipelines.fake_set import FakeSet, FakeVideo
 

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipelines.sampling import Mix, MixEntry, annotated_frames, select_videos, share
+from pipelines.order.sampling import Mix, MixEntry, annotated_frames, select_videos, share
 from shards.errors import DataError
 from tests.pipelines.fake_set import FakeSet, FakeVideo
 

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import torch
 
+from pipelines.order.streams import Stream, StreamName
 from pipelines.spline import bend, draw_points, fit, sample_linear, sample_nearest, sampling_map, sampling_maps
-from pipelines.streams import Stream, StreamName
 from pipelines.types import ClipPixels
 from tests.pipelines.clips import noise_labels, picture, plain_plan
 

@@ -15,9 +15,9 @@ import torch
 
 from pipelines.assembly import assemble, make_assembly
 from pipelines.executors import make_executor
+from pipelines.order.streams import Stream, StreamName
 from pipelines.recipes import ClipRequest, StmCycle, StmCycleDali, StmCyclePaper, make_recipe
 from pipelines.recipes.stm_cycle import choose_positions, fit
-from pipelines.streams import Stream, StreamName
 from pipelines.types import VOID, ClipPixels, Content, EncodedClip, LabelRules
 from tests.pipelines.clips import blobs, frame, picture, plain_plan
 from tests.pipelines.fake_set import FakeSet, FakeVideo

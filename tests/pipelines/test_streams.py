@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipelines.streams import BLOCK, Stream, StreamName, stream_key
+from pipelines.order.streams import BLOCK, Stream, StreamName, stream_key
 
 MASK = (1 << 64) - 1
 

@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from shards.build import BuildResult, build, silent
-from shards.plan import BuildRequest, make_plan
+from shards.building.build import BuildResult, build, silent
+from shards.building.plan import BuildRequest, make_plan
 
 HEIGHT, WIDTH = 40, 56
 PALETTE = bytes(range(256)) + bytes(512)

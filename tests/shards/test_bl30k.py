@@ -13,7 +13,7 @@ import tracemalloc
 import numpy as np
 import pytest
 
-from shards.build import WORK_FOLDER
+from shards.building.build import WORK_FOLDER
 from shards.errors import DataError
 from shards.findings import read_findings
 from shards.reader import ShardSet

@@ -13,13 +13,13 @@ from pathlib import Path
 
 import pytest
 
-from shards import jobs, work
-from shards.build import WORK_FOLDER, build, silent
+from shards.building import jobs, work
+from shards.building.build import WORK_FOLDER, build, silent
+from shards.building.plan import BuildRequest, fill_shards, make_plan, parse_size
 from shards.check import rebuild_index
 from shards.errors import DataError
 from shards.findings import read_findings
 from shards.manifest import read_manifest
-from shards.plan import BuildRequest, fill_shards, make_plan, parse_size
 from shards.reader import ShardSet
 from shards.sources.types import VideoSize
 from tests.shards.small_tree import build_set, files_of, label_maps, write_tree
@@ -101,7 +101,7 @@ def test_a_killed_build_goes_on_and_ends_in_the_same_bytes(tmp_path):
 def test_workers_end_with_a_parent_that_is_killed(tmp_path):
     script = (
         "import os, time\n"
-        "from shards.work import die_with\n"
+        "from shards.building.work import die_with\n"
         "die_with(os.getppid())\n"
         "print('begun', flush=True)\n"
         "time.sleep(10)\n"

@@ -11,11 +11,11 @@ import pytest
 import simplejpeg
 
 from shards.check import check_folder, check_set, rebuild_index
-from shards.compose import append_set, merge_sets, write_subset
 from shards.errors import DataError
 from shards.images import decode_strictly
 from shards.manifest import encode_json, read_manifest
 from shards.reader import ShardSet
+from shards.sets.compose import append_set, merge_sets, write_subset
 from shards.storage import write_bytes
 from tests.shards.small_tree import build_set, jpeg, label_maps, write_tree
 
@@ -230,7 +230,7 @@ def test_a_list_of_refusals_that_does_not_fit_is_found(root):
 
 
 def test_an_image_that_does_not_decode_is_found_even_where_all_sums_fit(tmp_path, tree, monkeypatch):
-    from shards import convert
+    from shards.building import convert
     from shards.images import SourceImage
 
     monkeypatch.setattr(convert, "read_image", lambda data, scaling: SourceImage(data, (40, 56), (40, 56), ()))

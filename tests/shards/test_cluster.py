@@ -13,11 +13,11 @@ from pathlib import Path
 
 import pytest
 
-from shards.build import build
-from shards.cluster import Ledger, run_on_dask
+from shards.building.build import build
+from shards.building.cluster import Ledger, run_on_dask
+from shards.building.jobs import Progress
+from shards.building.plan import BuildRequest, make_plan
 from shards.errors import DataError
-from shards.jobs import Progress
-from shards.plan import BuildRequest, make_plan
 from shards.sources import tar_members
 from shards.sources.lists import FolderVideos
 from shards.sources.tar_members import index_tar, video_members

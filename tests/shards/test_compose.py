@@ -11,10 +11,10 @@ import pytest
 from PIL import Image
 
 from shards.check import check_set, rebuild_index
-from shards.compose import append_set, choose_fraction, merge_sets, write_subset
 from shards.errors import DataError
 from shards.manifest import format_places, parse_places, read_manifest
 from shards.reader import ShardSet
+from shards.sets.compose import append_set, choose_fraction, merge_sets, write_subset
 from tests.shards.other_trees import write
 from tests.shards.small_tree import build_kind, build_set, files_of, jpeg, label_maps, saved, write_tree
 

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 from shards.errors import DataError
-from shards.index import INDEX_FILES
-from shards.index_file import CHECKSUMS
+from shards.index.derive import INDEX_FILES
+from shards.index.files import CHECKSUMS
 from shards.reader import ShardSet
 from tests.shards.small_tree import build_set, files_of, label_maps, write_tree
 

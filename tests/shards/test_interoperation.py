@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from shards.index import as_numpy
+from shards.index.derive import as_numpy
+from shards.index.stock_index import write_stock_indexes
 from shards.reader import ShardSet
-from shards.stock_index import write_stock_indexes
 from tests.shards.small_tree import build_set
 
 

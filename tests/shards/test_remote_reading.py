@@ -17,11 +17,11 @@ import numpy as np
 import pytest
 
 from shards import byte_cache, storage
-from shards.build import build, silent
+from shards.building.build import build, silent
+from shards.building.plan import BuildRequest, make_plan
 from shards.byte_cache import PAGE, ByteCache, open_cache
 from shards.errors import DataError
 from shards.manifest import ShardFacts
-from shards.plan import BuildRequest, make_plan
 from shards.reader import DamagedFrameError, ShardSet
 from shards.shard_files import SlowStorage, open_shard
 from shards.storage import RemotePath

@@ -15,13 +15,14 @@ from pathlib import Path
 
 import pytest
 
-from shards import build as building
-from shards import jobs, locks
-from shards.build import WORK_FOLDER, Part, build, build_part, finish_build, read_listing, silent
+from shards import locks
+from shards.building import build as building
+from shards.building import jobs
+from shards.building.build import WORK_FOLDER, Part, build, build_part, finish_build, read_listing, silent
+from shards.building.plan import BuildRequest, make_plan
 from shards.errors import DataError
 from shards.findings import read_findings
 from shards.locks import hold_build, hold_worker
-from shards.plan import BuildRequest, make_plan
 from shards.reader import ShardSet
 from tests.shards.other_trees import write_bl30k
 from tests.shards.small_tree import build_kind, build_set, files_of, label_maps, write_tree
@@ -250,9 +251,9 @@ def test_a_build_does_not_begin_beside_workers_that_stay(tmp_path, monkeypatch):
 _PARENT = """
 import os, sys, time
 from pathlib import Path
-from shards import work
-from shards.plan import BuildRequest, make_plan
-from shards.build import plan_jobs, silent
+from shards.building import work
+from shards.building.plan import BuildRequest, make_plan
+from shards.building.build import plan_jobs, silent
 from tests.shards.test_resuming import BornLate
 
 if __name__ == "__main__":
@@ -309,8 +310,8 @@ def test_a_worker_whose_parent_was_killed_before_it_began_writes_nothing(many, t
 def test_a_build_does_not_go_on_with_shards_of_a_version_that_writes_other_bytes(many, tmp_path, monkeypatch):
     request = BuildRequest("davis2017", (many,), tmp_path / "out", shard_size=10_000)
     with monkeypatch.context() as older:
-        older.setattr("shards.plan.CREATED_BY", "vosforge shards 0")
-        older.setattr("shards.build.CREATED_BY", "vosforge shards 0")
+        older.setattr("shards.building.plan.CREATED_BY", "vosforge shards 0")
+        older.setattr("shards.building.build.CREATED_BY", "vosforge shards 0")
         build_part(request, make_plan(request), silent, Part(1, 2))
     with pytest.raises(DataError, match=r"an unfinished build of another version.*remove this one"):
         build_part(request, make_plan(request), silent, Part(2, 2))

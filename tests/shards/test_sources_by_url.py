@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from shards.build import build, silent
-from shards.plan import BuildRequest, make_plan
+from shards.building.build import build, silent
+from shards.building.plan import BuildRequest, make_plan
 from shards.sources.own_videos import open_folder
 from shards.sources.types import SourceRequest
 from shards.storage import locate

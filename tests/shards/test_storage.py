@@ -13,12 +13,12 @@ from pathlib import Path
 import pytest
 
 from shards import storage
-from shards.build import Part, build, build_part, finish_build, read_listing, silent
+from shards.building.build import Part, build, build_part, finish_build, read_listing, silent
+from shards.building.plan import BuildRequest, make_plan
 from shards.check import check_set
-from shards.compose import merge_sets, write_subset
 from shards.errors import DataError
-from shards.plan import BuildRequest, make_plan
 from shards.reader import ShardSet
+from shards.sets.compose import merge_sets, write_subset
 from shards.storage import RemotePath, list_folder, locate, replacing
 from tests.shards.small_tree import build_set, files_of
 

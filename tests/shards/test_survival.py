@@ -12,10 +12,10 @@ from pathlib import Path, PosixPath
 
 import pytest
 
-from shards import jobs
-from shards.build import Part, build, build_part, finish_build, read_listing, silent
+from shards.building import jobs
+from shards.building.build import Part, build, build_part, finish_build, read_listing, silent
+from shards.building.plan import BuildRequest, make_plan
 from shards.errors import DataError
-from shards.plan import BuildRequest, make_plan
 from shards.storage import replacing
 from tests.shards.small_tree import build_set, files_of, label_maps, write_tree
 
@@ -152,7 +152,7 @@ def test_a_full_disk_is_an_error_that_a_re_run_goes_on_from(many, tmp_path, monk
         with replacing(path) as file:
             yield Quota(file)
 
-    monkeypatch.setattr("shards.writer.replacing", limited)
+    monkeypatch.setattr("shards.building.writer.replacing", limited)
     with pytest.raises(OSError, match="No space left on device"):
         build_set(many, tmp_path / "out", shard_size=10_000)
     root = tmp_path / "out" / "davis2017"

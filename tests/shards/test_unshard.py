@@ -12,17 +12,17 @@ import pytest
 import webdataset
 from PIL import Image
 
-from shards.compose import merge_sets, write_subset
-from shards.convert import ReadyFrame, ReadyVideo
+from shards.building.convert import ReadyFrame, ReadyVideo
+from shards.building.writer import write_shard
 from shards.errors import DataError
-from shards.index import IndexTables, make_batch, write_index
+from shards.index.derive import IndexTables, make_batch, write_index
 from shards.manifest import read_manifest
 from shards.masks import MASK_CODECS
 from shards.reader import ShardSet
+from shards.sets.compose import merge_sets, write_subset
+from shards.sets.unshard import unshard
 from shards.sources.options import SourceOptions
-from shards.unshard import unshard
 from shards.video import VideoFacts
-from shards.writer import write_shard
 from tests.shards.other_trees import write, write_bl30k, write_davis2016
 from tests.shards.small_tree import HEIGHT, WIDTH, build_kind, build_set, files_of, jpeg, label_maps, saved, write_tree
 

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from pipelines.mask_benchmark import read_by_hand, read_patched
-from shards.build import build, silent
-from shards.plan import BuildRequest, make_plan
+from pipelines.costs.masks import read_by_hand, read_patched
+from shards.building.build import build, silent
+from shards.building.plan import BuildRequest, make_plan
 from shards.png import decode_pixels
 from shards.sources.moving_shapes import MovingShapes, write_moving_shapes
 from tools import benchmark as tool

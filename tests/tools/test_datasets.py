@@ -11,7 +11,7 @@ from shards.check import check_set
 from shards.errors import DataError
 from shards.manifest import read_manifest
 from shards.reader import ShardSet
-from shards.unshard import unshard
+from shards.sets.unshard import unshard
 from tests.shards.small_tree import build_set, files_of, label_maps, write_tree
 from tools.datasets import APPEND_FOLDER, datasets
 

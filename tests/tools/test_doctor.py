@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from pipelines.storage_doctor import Diagnosis, Examination, RecipePrediction, diagnose_set, speed_of, verdict
+from pipelines.reading.doctor import Diagnosis, Examination, RecipePrediction, diagnose_set, speed_of, verdict
 from shards.reader import ShardSet
+from shards.sets.sparse_set import SparseSet, write_sparse_set
 from shards.shard_files import SlowStorage
-from shards.sparse_set import SparseSet, write_sparse_set
 from shards.speed import Measured, StorageSpeed, Target, measure_reads, targets_of_folder, targets_of_set
 from tests.servers import range_server
 from tests.shards.small_tree import build_set, label_maps, write_tree

@@ -15,7 +15,7 @@ from tests.conftest import REPOSITORY
 from tests.trainers.small_videos import label_map, save_labels, write_results, write_tree
 from tests.trainers.small_youtube import write_youtube_tree
 from tools.evaluate import evaluate_results
-from trainers.video_folders import UnknownNameError
+from trainers.prediction.video_folders import UnknownNameError
 
 VIDEOS = {"one": (1,), "two": (1, 2)}
 

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from shards.build import build, silent
-from shards.plan import BuildRequest, make_plan
+from shards.building.build import build, silent
+from shards.building.plan import BuildRequest, make_plan
 from shards.sources.moving_shapes import MovingShapes, write_moving_shapes
 from tools.fit_targets import fit_targets
 

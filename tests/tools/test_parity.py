@@ -10,14 +10,14 @@ import numpy as np
 import pytest
 import torch
 
-from pipelines.parity import Comparison, Distribution, Tally
-from pipelines.parity_steps import overlap, published_damage
+from pipelines.parity.comparison import Comparison, Distribution, Tally
+from pipelines.parity.steps import overlap, published_damage
 from pipelines.types import ClipPixels
-from shards.build import build, silent
-from shards.plan import BuildRequest, make_plan
+from shards.building.build import build, silent
+from shards.building.plan import BuildRequest, make_plan
 from shards.sources.moving_shapes import MovingShapes, write_moving_shapes
 from tools import parity as tool
-from trainers.distributed import DeviceError
+from trainers.running.distributed import DeviceError
 
 
 @pytest.fixture

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 import torch
 
-from pipelines import reading_benchmark
-from pipelines.reading_benchmark import start
+from pipelines.costs import reading as reading_benchmark
+from pipelines.costs.reading import start
 from shards.reader import ShardSet
-from shards.sparse_set import SparseSet, write_sparse_set
+from shards.sets.sparse_set import SparseSet, write_sparse_set
 from tools import benchmark as tool
 
 

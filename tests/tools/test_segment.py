@@ -11,20 +11,20 @@ import torch
 from PIL import Image
 
 from models.rde import Rde
-from shards.build import build, silent
+from shards.building.build import build, silent
+from shards.building.plan import BuildRequest, make_plan
 from shards.errors import DataError
 from shards.palettes import voc_palette
-from shards.plan import BuildRequest, make_plan
 from tests.trainers.small_videos import label_map, write_tree
 from tests.trainers.small_youtube import BEGINS, NUM_FRAMES, listed_frames, write_youtube_tree
 from tools.segment import segment
 from trainers.label_files import read_label_map
-from trainers.prediction import ModelClock, segment_video, whole_script
-from trainers.prediction_plan import SEGMENTATION_PROTOCOLS, plan_video
+from trainers.prediction.following import ModelClock, segment_video, whole_script
+from trainers.prediction.plan import SEGMENTATION_PROTOCOLS, plan_video
+from trainers.prediction.submission import write_submission
+from trainers.prediction.video_folders import UnknownNameError
+from trainers.prediction.videos import open_videos
 from trainers.segmenters.rde import RdeOptions, RdeSegmenter
-from trainers.submission import write_submission
-from trainers.video_folders import UnknownNameError
-from trainers.videos import open_videos
 
 VIDEOS = {"one": (7,), "two": (2, 5)}
 

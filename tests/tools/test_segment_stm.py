@@ -17,7 +17,7 @@ from tests.trainers.stm_clips import small_stm
 from tools.segment import segment
 from tools.segment_stm import UsageError
 from trainers.label_files import read_label_map
-from trainers.prediction import ModelClock, segment_video, whole_script
+from trainers.prediction.following import ModelClock, segment_video, whole_script
 from trainers.segmenters.stm import StmOptions, StmSegmenter
 from trainers.segmenters.stm_correction import CorrectionOptions
 from trainers.views import Sight

@@ -139,7 +139,7 @@ def test_a_build_that_had_begun_is_gone_on_with(tree, tmp_path, monkeypatch):
     def full(*_arguments, **_options):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("shards.jobs.write_shard", full)
+    monkeypatch.setattr("shards.building.jobs.write_shard", full)
     with pytest.raises(OSError, match="No space left") as caught:
         shard(["davis2017", str(tree), str(tmp_path / "out"), "--jobs", "1"])
     assert caught.value.__notes__ == ["run the same command again to go on from the finished shards"]

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from tools.benchmark import benchmark
-from trainers.stm_correction_benchmark import PIECES, CorrectionCost, CorrectionSize, correction_cost
-from trainers.stm_step_benchmark import STEPS
+from trainers.costs.stm_correction import PIECES, CorrectionCost, CorrectionSize, correction_cost
+from trainers.costs.stm_step import STEPS
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -14,7 +14,7 @@ from shards.errors import DataError
 from tests.trainers.small_runs import build_shards, plain_config, write_config
 from tests.trainers.throughput_numbers import DATA_BOUND, numbers, rank_result
 from tools.throughput import throughput
-from trainers.throughput_report import Report, compare_reports, html_report, plain_report, text_report, trace_report
+from trainers.throughput.report import Report, compare_reports, html_report, plain_report, text_report, trace_report
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 

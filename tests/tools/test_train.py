@@ -13,7 +13,7 @@ import pytest
 from tests.trainers.small_runs import assert_equal_states, build_shards, plain_config, write_config
 from tools.train import duration_s, time_left, train_tool
 from trainers.config import ConfigError, load_config
-from trainers.stopping import STARTED_VARIABLE
+from trainers.running.stopping import STARTED_VARIABLE
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 COMMAND = [sys.executable, str(REPOSITORY / "tools" / "train.py")]

@@ -26,10 +26,10 @@ from unittest import mock
 from shards.shard_files import LocalFile, Range, ShardOpener, SlowStorage, open_shard
 from tests.trainers.small_runs import assert_equal_states, build_shards, plain_config, write_config
 from tests.trainers.test_distributed import processes_of, start_ranks
-from trainers.checkpoints import list_checkpoints
 from trainers.config import make_config
-from trainers.journal import read_journal
-from trainers.training import train
+from trainers.records.checkpoints import list_checkpoints
+from trainers.records.journal import read_journal
+from trainers.running.training import train
 
 STEPS = 24
 

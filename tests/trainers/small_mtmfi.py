@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from models.mtmfi import Mtmfi
-from pipelines.streams import Stream, StreamName
+from pipelines.order.streams import Stream, StreamName
 from pipelines.types import Batch, ClipPlan
-from trainers.target_fits import normalise
+from trainers.targets.fits import normalise
 
 SIZE = (48, 64)
 

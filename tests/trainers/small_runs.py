@@ -9,11 +9,11 @@ from typing import Any
 import torch
 import yaml
 
-from shards.build import build
-from shards.plan import BuildRequest, make_plan
+from shards.building.build import build
+from shards.building.plan import BuildRequest, make_plan
 from tests.trainers.small_videos import write_tree
-from trainers.checkpoints import read_checkpoint
 from trainers.config import Config, make_config
+from trainers.records.checkpoints import read_checkpoint
 
 
 def build_shards(folder: Path, *, num_frames: int = 6) -> Path:

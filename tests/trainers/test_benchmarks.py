@@ -14,12 +14,12 @@ from PIL import Image
 from shards.errors import DataError
 from tests.trainers.scoring_oracle import slow_measure, slow_region
 from tests.trainers.small_videos import HEIGHT, WIDTH, label_map, save_labels, write_results, write_tree
-from trainers.benchmarks import PROTOCOLS, evaluate, global_scores
 from trainers.label_files import LabelMap, read_label_map, write_label_map
-from trainers.score_reports import Report, format_report, write_report
-from trainers.score_types import ObjectScores, find_results
-from trainers.video_folders import DavisFolder, read_split_list, time_order
-from trainers.videos import open_videos
+from trainers.prediction.video_folders import DavisFolder, read_split_list, time_order
+from trainers.prediction.videos import open_videos
+from trainers.scoring.protocols import PROTOCOLS, evaluate, global_scores
+from trainers.scoring.reports import Report, format_report, write_report
+from trainers.scoring.types import ObjectScores, find_results
 
 VIDEOS = {"one": (1,), "two": (1, 2)}
 

@@ -12,9 +12,9 @@ import torch
 
 from shards.errors import DataError
 from tests.trainers.test_checkpoints import SMALL
-from trainers.checkpoint_writer import CheckpointWriter, Written, copied
-from trainers.checkpoints import list_checkpoints, read_checkpoint, refuse_another_run, save_checkpoint
 from trainers.config import ConfigError
+from trainers.records.checkpoint_writer import CheckpointWriter, Written, copied
+from trainers.records.checkpoints import list_checkpoints, read_checkpoint, refuse_another_run, save_checkpoint
 
 
 def make_writer(folder: Path, written: list[Written], **changes: Any) -> CheckpointWriter:
@@ -28,7 +28,7 @@ def test_a_copy_is_written_so_that_training_may_go_on(tmp_path: Path, monkeypatc
         assert go_on.wait(30)
         return save_checkpoint(*arguments, **options)
 
-    monkeypatch.setattr("trainers.checkpoint_writer.save_checkpoint", slow)
+    monkeypatch.setattr("trainers.records.checkpoint_writer.save_checkpoint", slow)
     with make_writer(tmp_path, written) as writer:
         writer.submit(replace(SMALL, model={"weight": weight}))
         writer.check()  # does not wait
@@ -44,7 +44,7 @@ def test_a_disk_that_fails_is_an_error_of_the_training(tmp_path: Path, monkeypat
     def full(*_: Any, **__: Any) -> Path:
         raise OSError("No space left on device")
 
-    monkeypatch.setattr("trainers.checkpoint_writer.save_checkpoint", full)
+    monkeypatch.setattr("trainers.records.checkpoint_writer.save_checkpoint", full)
     with pytest.raises(OSError, match="No space left"), make_writer(tmp_path, []) as writer:
         writer.submit(SMALL)
     with make_writer(tmp_path, []) as writer:

@@ -16,7 +16,8 @@ import torch
 from typing_extensions import Buffer
 
 from shards.errors import DataError
-from trainers.checkpoints import (
+from trainers.config import ConfigError
+from trainers.records.checkpoints import (
     Checkpoint,
     list_checkpoints,
     read_checkpoint,
@@ -24,7 +25,6 @@ from trainers.checkpoints import (
     refuse_another_run,
     save_checkpoint,
 )
-from trainers.config import ConfigError
 
 SMALL = Checkpoint(
     step=10,
@@ -73,7 +73,7 @@ def test_a_full_disk_is_one_message_and_leaves_the_checkpoints_there_are(
     def full_disk(_path: Path) -> Iterator[IO[bytes]]:
         yield FullDisk(room)
 
-    monkeypatch.setattr("trainers.checkpoints.replacing", full_disk)
+    monkeypatch.setattr("trainers.records.checkpoints.replacing", full_disk)
     with pytest.raises(OSError, match=r"checkpoint-11\.pt cannot be written .*No space left.* make room"):
         save_checkpoint(tmp_path, replace(SMALL, step=11), keep=1)
     assert list_checkpoints(tmp_path) == [path]

@@ -16,8 +16,8 @@ import pytest
 from PIL import Image
 
 from tests.trainers.small_runs import build_shards, small_config
-from trainers.clip_pages import Look, clip_page, load_batches, look_sheet, plan_numbers
 from trainers.config import Config
+from trainers.looking.clip_pages import Look, clip_page, load_batches, look_sheet, plan_numbers
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -62,7 +62,7 @@ def test_a_page_holds_images_masks_and_numbers_of_every_clip(config: Config) -> 
 
 
 def test_background_is_transparent_and_void_is_white(config: Config) -> None:
-    from trainers.clip_pages import _label_png
+    from trainers.looking.clip_pages import _label_png
 
     labels = np.array([[0, 1], [2, 255]], np.uint8)
     rgba = np.asarray(Image.open(io.BytesIO(_label_png(labels))).convert("RGBA"))

@@ -8,7 +8,7 @@ import pytest
 from shards.masks import decode_label_map
 from shards.reader import ShardSet
 from tests.trainers.small_runs import build_shards
-from trainers.dataset_pages import dataset_page, plot_statistics, plot_timeline, read_statistics, read_timeline
+from trainers.looking.dataset_pages import dataset_page, plot_statistics, plot_timeline, read_statistics, read_timeline
 
 
 @pytest.fixture(scope="module")

@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from shards.build import build, silent
-from shards.plan import BuildRequest, make_plan
+from shards.building.build import build, silent
+from shards.building.plan import BuildRequest, make_plan
 from tests.trainers.small_runs import plain_config
 from tests.trainers.small_videos import write_tree
 from trainers.config import make_config
-from trainers.stages import open_sources
+from trainers.running.stages import open_sources
 
 
 def splits_trained_on(folder: Path, *splits: str) -> list[str]:

@@ -15,14 +15,14 @@ import pytest
 import torch
 
 from tests.trainers.small_runs import assert_equal_states, build_shards, plain_config, write_config
-from trainers.checkpoints import load_model, read_checkpoint
 from trainers.config import make_config
-from trainers.distributed import DeviceError, Ranks, Threads, choose_device, read_ranks, share_threads
-from trainers.journal import read_journal
-from trainers.stages import Place
-from trainers.stopping import STOPPED_STATUS
-from trainers.training import train
-from trainers.validation import Validator
+from trainers.records.checkpoints import load_model, read_checkpoint
+from trainers.records.journal import read_journal
+from trainers.running.distributed import DeviceError, Ranks, Threads, choose_device, read_ranks, share_threads
+from trainers.running.stages import Place
+from trainers.running.stopping import STOPPED_STATUS
+from trainers.running.training import train
+from trainers.running.validation import Validator
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 CPU = torch.device("cpu")

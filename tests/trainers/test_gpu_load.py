@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from trainers.gpu_load import FIELDS, OLD_FIELDS, gpu_name, mean_load, watch_gpu
+from trainers.throughput.gpu_load import FIELDS, OLD_FIELDS, gpu_name, mean_load, watch_gpu
 
 ANSWERS = """#!/bin/sh
 echo "$@" >> {log}

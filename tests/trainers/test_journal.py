@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from trainers.journal import FILE_NAME, Journal, Report, read_journal
-from trainers.timing import NUM_WARM_UP_STEPS, StepTimer, StepTimes, as_clock
+from trainers.records.journal import FILE_NAME, Journal, Report, read_journal
+from trainers.records.timing import NUM_WARM_UP_STEPS, StepTimer, StepTimes, as_clock
 
 
 def make_report(step: int = 1200, times: StepTimes | None = None) -> Report:

@@ -14,7 +14,7 @@ from models.rde import Rde
 from tests.trainers.small_videos import HEIGHT, WIDTH, label_map
 from tests.trainers.test_prediction import Copycat
 from trainers.label_files import LabelMap
-from trainers.prediction import ModelClock, Script, segment_video
+from trainers.prediction.following import ModelClock, Script, segment_video
 from trainers.segmenters import Segmenter
 from trainers.segmenters.rde import RdeOptions, RdeSegmenter
 from trainers.views import Sight

@@ -16,12 +16,12 @@ from tests.trainers.test_stages_of_two_kinds import build_stills
 from tools.evaluate import evaluate_results
 from tools.segment import segment
 from tools.train import train_tool
-from trainers.checkpoints import list_checkpoints, load_model, read_checkpoint
 from trainers.config import ConfigError, make_config
-from trainers.journal import read_journal
-from trainers.loop import Ending, NonFiniteLossError
-from trainers.training import Start, train
-from trainers.validation import BEST_FILE, MEASURE
+from trainers.records.checkpoints import list_checkpoints, load_model, read_checkpoint
+from trainers.records.journal import read_journal
+from trainers.running.loop import Ending, NonFiniteLossError
+from trainers.running.training import Start, train
+from trainers.running.validation import BEST_FILE, MEASURE
 
 
 @pytest.fixture(scope="module")

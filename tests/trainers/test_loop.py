@@ -13,13 +13,13 @@ import torch
 from torch import Tensor, nn
 from torch.amp.grad_scaler import GradScaler
 
-from pipelines.curriculum import Table
 from pipelines.loader import ClipLoader
+from pipelines.order.curriculum import Table
 from pipelines.types import Batch
-from trainers.distributed import Ranks
-from trainers.journal import Report
-from trainers.loop import Ending, Hooks, NonFiniteLossError, RunningMeans, StageRun, train_stage
-from trainers.stopping import StopRequest, catch_stop_signals
+from trainers.records.journal import Report
+from trainers.running.distributed import Ranks
+from trainers.running.loop import Ending, Hooks, NonFiniteLossError, RunningMeans, StageRun, train_stage
+from trainers.running.stopping import StopRequest, catch_stop_signals
 
 ONE = Ranks()
 

@@ -9,11 +9,11 @@ import torch
 from torch import nn
 
 from tests.trainers.test_loop import Heard, OneWeight, make_run
-from trainers.averaging import WeightAverage
-from trainers.batches import split_batch
-from trainers.loop import Ending, train_stage
 from trainers.optimizers import OptimizerOptions, make_optimizer
-from trainers.stopping import StopRequest
+from trainers.running.averaging import WeightAverage
+from trainers.running.batches import split_batch
+from trainers.running.loop import Ending, train_stage
+from trainers.running.stopping import StopRequest
 
 
 def test_parts_of_a_batch_add_up_to_the_update_of_the_whole() -> None:

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from trainers.losses import bootstrapped_cross_entropy, channel_divergence, frame_weights, hardest_share
+from trainers.objectives.losses import bootstrapped_cross_entropy, channel_divergence, frame_weights, hardest_share
 
 
 def slow_cross_entropy(logits: Tensor, labels: Tensor, num_objects: int, top_p: float) -> float:

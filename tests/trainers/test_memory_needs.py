@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 
 from tests.trainers.small_runs import build_shards, plain_config
-from trainers import memory_needs
 from trainers.config import make_config
-from trainers.memory_needs import StepNeeds, available_bytes, step_bytes, warn_of_memory
-from trainers.training import train
+from trainers.running import memory_needs
+from trainers.running.memory_needs import StepNeeds, available_bytes, step_bytes, warn_of_memory
+from trainers.running.training import train
 
 PAPER = StepNeeds("stage3", "rde", (384, 384), 8)
 

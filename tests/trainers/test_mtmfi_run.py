@@ -12,16 +12,16 @@ import pytest
 import torch
 
 from models.released import load
-from shards.build import build, silent
-from shards.plan import BuildRequest, make_plan
+from shards.building.build import build, silent
+from shards.building.plan import BuildRequest, make_plan
 from shards.sources.moving_shapes import MovingShapes, write_moving_shapes
 from tests.trainers.small_runs import assert_equal_states, plain_config
 from tools.segment import segment
 from trainers.config import Config, ConfigError, load_config, make_config
-from trainers.distributed import Ranks, Threads
-from trainers.stages import Place
-from trainers.target_prefit import prefit
-from trainers.training import train
+from trainers.running.distributed import Ranks, Threads
+from trainers.running.stages import Place
+from trainers.running.target_prefit import prefit
+from trainers.running.training import train
 
 CONFIGS = Path(__file__).resolve().parents[2] / "trainers" / "configs"
 

@@ -16,7 +16,7 @@ from models.memory import BANK_MODES, BankMode, MemoryBank
 from models.rde import Rde
 from tests.trainers.small_videos import HEIGHT, WIDTH, label_map
 from trainers.label_files import LabelMap
-from trainers.prediction import ModelClock, object_ids, segment_video, whole_script
+from trainers.prediction.following import ModelClock, object_ids, segment_video, whole_script
 from trainers.segmenters.rde import RdeOptions, RdeSegmenter
 
 CPU = torch.device("cpu")

@@ -5,15 +5,15 @@ from pathlib import Path
 
 import pytest
 
-from shards.build import build, silent
+from shards.building.build import build, silent
+from shards.building.plan import BuildRequest, make_plan
 from shards.errors import DataError
-from shards.plan import BuildRequest, make_plan
 from tests.trainers.small_videos import label_map, save_labels, write_tree
 from tests.trainers.small_youtube import listed_frames, write_youtube_tree
-from trainers.prediction_plan import SEGMENTATION_PROTOCOLS, VideoPlan, plan_video, usual_protocol
+from trainers.prediction.plan import SEGMENTATION_PROTOCOLS, VideoPlan, plan_video, usual_protocol
+from trainers.prediction.video_folders import UnknownNameError
+from trainers.prediction.videos import VideoSource, first_appearances, open_videos
 from trainers.segmenters.rde import RdeOptions
-from trainers.video_folders import UnknownNameError
-from trainers.videos import VideoSource, first_appearances, open_videos
 
 YOUTUBE = SEGMENTATION_PROTOCOLS["youtube_vos"]
 MEMORISED = RdeOptions(mem_every=4).memorised

@@ -9,8 +9,8 @@ import pytest
 
 from tests.trainers.small_runs import build_shards, small_config
 from trainers.label_files import write_label_map
-from trainers.preview import clip_sheet, result_sheet
-from trainers.videos import open_videos
+from trainers.looking.sheets import clip_sheet, result_sheet
+from trainers.prediction.videos import open_videos
 
 
 def test_a_clip_sheet_has_a_row_per_clip_and_repeats_itself_exactly(tmp_path: Path) -> None:

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from pipelines.clip_reader import WHOLE_SPAN
-from pipelines.pooled_order import Pooled
+from pipelines.order.pooled import Pooled
+from pipelines.reading.clip_reader import WHOLE_SPAN
 from shards.byte_cache import LEAST_BYTES, ByteCache
 from shards.errors import DataError
 from shards.reader import ShardSet
@@ -19,9 +19,9 @@ from tests.pipelines.test_reading import make_source
 from tests.servers import range_server
 from tests.trainers.small_runs import build_shards, plain_config
 from trainers.config import ConfigError, as_plain, make_config
-from trainers.journal import read_journal
 from trainers.reading_options import CacheOptions, ReadingOptions
-from trainers.training import train
+from trainers.records.journal import read_journal
+from trainers.running.training import train
 
 
 @pytest.fixture(scope="module")

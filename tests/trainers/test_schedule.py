@@ -9,12 +9,12 @@ from pathlib import Path
 
 import pytest
 
-from pipelines.curriculum import Table
+from pipelines.order.curriculum import Table
 from tests.trainers.small_runs import build_shards, plain_config, small_config, two_stages
 from trainers.config import Config, Stage, make_config
-from trainers.drawn_clips import find_clips, first_other_step
-from trainers.schedule import differences, make_schedule, mix_rows, plot_schedule, schedule_rows
-from trainers.stages import open_sources
+from trainers.looking.drawn_clips import find_clips, first_other_step
+from trainers.looking.schedule import differences, make_schedule, mix_rows, plot_schedule, schedule_rows
+from trainers.running.stages import open_sources
 
 
 @pytest.fixture(scope="module")
@@ -106,7 +106,7 @@ def test_the_plot_shows_every_table_over_the_whole_run(config: Config) -> None:
 
 
 def test_small_config_is_read_the_same_from_a_runs_folder(tmp_path: Path) -> None:
-    from trainers.schedule import config_path
+    from trainers.looking.schedule import config_path
 
     assert config_path(tmp_path) == tmp_path / "config.yaml"
     assert config_path(tmp_path / "x.yaml") == tmp_path / "x.yaml"

@@ -8,10 +8,10 @@ import numpy as np
 from PIL import Image
 
 from tests.trainers.small_videos import write_results, write_tree
-from trainers.score_pictures import plot_video, worst_frames, worst_sheet, write_plots
-from trainers.score_reports import write_curves
-from trainers.score_types import ObjectScores, ResultFolder
-from trainers.videos import open_videos
+from trainers.prediction.videos import open_videos
+from trainers.scoring.pictures import plot_video, worst_frames, worst_sheet, write_plots
+from trainers.scoring.reports import write_curves
+from trainers.scoring.types import ObjectScores, ResultFolder
 
 FRAMES = ("00001", "00002", "00003")
 

@@ -10,12 +10,12 @@ import pytest
 from shards.errors import DataError
 from tests.trainers.scoring_oracle import slow_measure, slow_region
 from tests.trainers.small_videos import HEIGHT, WIDTH, label_map, save_labels, write_tree
-from trainers.benchmarks import PROTOCOLS, evaluate, global_scores
 from trainers.label_files import LabelMap
-from trainers.score_davis import MAX_PROPOSALS, assign
-from trainers.score_types import ObjectScores, find_results
-from trainers.scoring import score_frame, score_pairs
-from trainers.videos import open_videos
+from trainers.prediction.videos import open_videos
+from trainers.scoring.davis import MAX_PROPOSALS, assign
+from trainers.scoring.measures import score_frame, score_pairs
+from trainers.scoring.protocols import PROTOCOLS, evaluate, global_scores
+from trainers.scoring.types import ObjectScores, find_results
 
 NUM_FRAMES = 4
 RULES = PROTOCOLS["davis2017_unsupervised"]

@@ -7,16 +7,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from shards.build import build, silent
+from shards.building.build import build, silent
+from shards.building.plan import BuildRequest, make_plan
 from shards.errors import DataError
-from shards.plan import BuildRequest, make_plan
 from tests.trainers.scoring_oracle import slow_measure, slow_region
 from tests.trainers.small_videos import HEIGHT, WIDTH, save_labels
 from tests.trainers.small_youtube import BEGINS, listed_frames, truth, write_youtube_tree
-from trainers.benchmarks import PROTOCOLS, evaluate
-from trainers.score_types import ObjectScores, find_results
-from trainers.score_youtube import Categories, read_categories, youtube_vos_scores
-from trainers.videos import VideoSource, open_videos
+from trainers.prediction.videos import VideoSource, open_videos
+from trainers.scoring.protocols import PROTOCOLS, evaluate
+from trainers.scoring.types import ObjectScores, find_results
+from trainers.scoring.youtube import Categories, read_categories, youtube_vos_scores
 
 RULES = PROTOCOLS["youtube_vos"]
 TABLE = {

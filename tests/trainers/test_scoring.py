@@ -12,8 +12,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from tests.trainers.scoring_oracle import slow_boundary_map, slow_measure, slow_region
-from trainers.score_statistics import quarter_edges, summarise
-from trainers.scoring import (
+from trainers.scoring.measures import (
     boundary_map,
     boundary_measure,
     boundary_radius,
@@ -21,6 +20,7 @@ from trainers.scoring import (
     region_similarity,
     score_frame,
 )
+from trainers.scoring.statistics import quarter_edges, summarise
 
 Mask = NDArray[np.bool_]
 

@@ -5,11 +5,11 @@ from pathlib import Path
 import cv2
 import pytest
 
-from shards.build import build, silent
+from shards.building.build import build, silent
+from shards.building.plan import BuildRequest, make_plan
 from shards.errors import DataError
-from shards.plan import BuildRequest, make_plan
 from tests.trainers.small_videos import write_results, write_tree
-from trainers.scoring_benchmark import time_scoring
+from trainers.costs.scoring import time_scoring
 
 VIDEOS = {"one": (1,), "two": (1, 2)}
 

@@ -17,17 +17,17 @@ from PIL import Image
 
 from models.rde import Rde
 from models.released_rde import VALUE_STEM, advance, start_from
-from shards.build import build as build_shard_set
-from shards.build import silent
+from shards.building.build import build as build_shard_set
+from shards.building.build import silent
+from shards.building.plan import BuildRequest, make_plan
 from shards.errors import DataError
-from shards.plan import BuildRequest, make_plan
 from tests.conftest import REPOSITORY
 from tests.trainers.small_runs import assert_equal_states, build_shards, plain_config, write_config
-from trainers.checkpoints import load_model, read_checkpoint
 from trainers.config import make_config
-from trainers.journal import read_journal
-from trainers.preview import clip_sheet
-from trainers.training import train
+from trainers.looking.sheets import clip_sheet
+from trainers.records.checkpoints import load_model, read_checkpoint
+from trainers.records.journal import read_journal
+from trainers.running.training import train
 
 
 def build_stills(folder: Path) -> Path:

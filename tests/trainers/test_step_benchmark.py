@@ -7,9 +7,9 @@ import torch
 
 from models.rde import Rde
 from tests.trainers.test_rde_objective import make_batch, make_model
+from trainers.costs.published_rde import PublishedStep
+from trainers.costs.rde_step import OURS, PUBLISHED, VARIANTS, StepSize, prepare, time_steps
 from trainers.objectives.rde import RdeObjective
-from trainers.published_step import PublishedStep
-from trainers.step_benchmark import OURS, PUBLISHED, VARIANTS, StepSize, prepare, time_steps
 
 SMALL = StepSize(width=0.0625, size=32, batch_size=2)
 

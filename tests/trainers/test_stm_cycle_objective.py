@@ -9,9 +9,9 @@ from models.object_rows import ObjectRows
 from models.stm import Stm
 from tests.models import stm_fill
 from tests.trainers.stm_clips import Clips, first_masks_of, make_clips, small_stm
+from trainers.costs.published_stm import PublishedStmStep
 from trainers.objectives.stm_cycle import StmCycleObjective, StmCycleOptions, Unrolled, open_gates, unroll
 from trainers.objectives.stm_cycle_losses import hardest_cross_entropy, present_labels, soft_iou_loss
-from trainers.published_stm_step import PublishedStmStep
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

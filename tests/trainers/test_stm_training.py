@@ -13,11 +13,11 @@ import torch
 from models.released import load
 from models.stm import Stm
 from tests.trainers.small_runs import assert_equal_states, build_shards, plain_config
-from trainers.checkpoints import read_checkpoint
 from trainers.config import Config, ConfigError, load_config, make_config
+from trainers.costs.stm_step import LOOP, OURS, StmStepSize, time_stm_steps
 from trainers.methods import METHODS
-from trainers.stm_step_benchmark import LOOP, OURS, StmStepSize, time_stm_steps
-from trainers.training import train
+from trainers.records.checkpoints import read_checkpoint
+from trainers.running.training import train
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -11,7 +11,7 @@ import torch
 
 from models.target_fitting import Weights
 from shards.errors import DataError
-from trainers.target_cache import LevelShape, Subject, TargetCache
+from trainers.targets.cache import LevelShape, Subject, TargetCache
 
 LEVELS = (LevelShape(6, 2), LevelShape(10, 2))
 RECORD = 16 + 4 * (2 * (6 + 9) + 2 * (10 + 9)) + 4

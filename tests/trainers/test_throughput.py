@@ -18,15 +18,15 @@ import simplejpeg
 import torch
 
 import pipelines.assembly
-from pipelines.clip_reader import ClipReader, ReadClip
+from pipelines.reading.clip_reader import ClipReader, ReadClip
 from pipelines.types import ClipPlan
 from shards.reader import ShardSet
 from tests.trainers.small_runs import build_shards, plain_config
 from trainers.config import Config, make_config
 from trainers.objectives.rde import RdeObjective
-from trainers.throughput import RankResult, measure, slowest_rank
-from trainers.throughput_report import Report
-from trainers.throughput_verdict import judge
+from trainers.throughput.measure import RankResult, measure, slowest_rank
+from trainers.throughput.report import Report
+from trainers.throughput.verdict import judge
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -133,7 +133,7 @@ def test_no_run_reads_what_another_one_has_just_brought_into_memory(
 
 def test_the_config_of_the_stage_is_kept(config: Config, tmp_path: Path) -> None:
     """The measured stage draws the clips that the run draws there: its seed moves with its position."""
-    from trainers.throughput import _one_stage
+    from trainers.throughput.measure import _one_stage
 
     two = make_config(
         plain_config(Path("data"), tmp_path, stages=[_named(config, "a"), _named(config, "b")]), source="test"

@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import nn
 
-from pipelines.timeline import Timeline
-from trainers.throughput_runs import Marks
+from pipelines.costs.timeline import Timeline
+from trainers.throughput.runs import Marks
 
 
 class Clock:

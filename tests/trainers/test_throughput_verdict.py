@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from tests.trainers.throughput_numbers import DATA_BOUND, numbers, waiting
-from trainers.throughput_verdict import (
+from trainers.throughput.verdict import (
     find_data_wall,
     judge,
     modelled_data_ms,

@@ -18,11 +18,11 @@ import yaml
 from shards.errors import DataError
 from shards.locks import hold_alone
 from tests.trainers.small_runs import assert_equal_states, build_shards, plain_config, small_config, two_stages
-from trainers.checkpoints import list_checkpoints, load_model, read_checkpoint
 from trainers.config import ConfigError, make_config
-from trainers.journal import FILE_NAME, read_journal
-from trainers.loop import Ending, NonFiniteLossError
-from trainers.training import Outcome, position_of, train
+from trainers.records.checkpoints import list_checkpoints, load_model, read_checkpoint
+from trainers.records.journal import FILE_NAME, read_journal
+from trainers.running.loop import Ending, NonFiniteLossError
+from trainers.running.training import Outcome, position_of, train
 
 
 @pytest.fixture(scope="module")
@@ -82,11 +82,11 @@ def test_a_signal_before_the_first_step_ends_the_preparations_at_once(
         raise AssertionError("the signal was not answered")
 
     with monkeypatch.context() as patch:
-        patch.setattr("trainers.training.open_sources", open_and_be_stopped)
+        patch.setattr("trainers.running.training.open_sources", open_and_be_stopped)
         assert train(config) == Outcome(Ending.STOPPED, 0, 6, None)
     assert train(config, on_step=stop_after(1, number)).step == 2
     with monkeypatch.context() as patch:
-        patch.setattr("trainers.training.open_sources", open_and_be_stopped)
+        patch.setattr("trainers.running.training.open_sources", open_and_be_stopped)
         outcome = train(config, resume=True)
     assert outcome == Outcome(Ending.STOPPED, 2, 6, config.folder / "checkpoint-2.pt")
 
@@ -257,7 +257,7 @@ def test_an_executor_that_is_not_installed_is_a_clear_refusal(
     def missing(*_: object, **__: object) -> None:
         raise ModuleNotFoundError("DALI is not installed; pip install 'vosforge[cuda130]'")
 
-    monkeypatch.setattr("trainers.stages.make_executor", missing)
+    monkeypatch.setattr("trainers.running.stages.make_executor", missing)
     with pytest.raises(
         ConfigError, match=r"executor: dali cannot be used here: DALI is not installed.*; .*executor=cpu"
     ):

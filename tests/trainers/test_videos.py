@@ -6,16 +6,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from shards.build import build, silent
+from shards.building.build import build, silent
+from shards.building.plan import BuildRequest, make_plan
 from shards.errors import DataError
 from shards.masks import MASK_CODECS, MaskCodec
 from shards.palettes import voc_palette
-from shards.plan import BuildRequest, make_plan
 from tests.trainers.small_videos import label_map, write_results, write_tree
-from trainers.benchmarks import PROTOCOLS, evaluate
-from trainers.score_types import find_results
-from trainers.video_folders import UnknownNameError, read_split_list
-from trainers.videos import VideoSource, choose_split, choose_videos, open_videos
+from trainers.prediction.video_folders import UnknownNameError, read_split_list
+from trainers.prediction.videos import VideoSource, choose_split, choose_videos, open_videos
+from trainers.scoring.protocols import PROTOCOLS, evaluate
+from trainers.scoring.types import find_results
 
 VIDEOS = {"one": (1,), "vidéo 2": (1, 2)}
 

@@ -7,14 +7,14 @@ import sys
 import time
 from pathlib import Path
 
-from trainers.watchdog import HUNG_STATUS, watch
+from trainers.running.watchdog import HUNG_STATUS, watch
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 
 HANG = """
 import logging, sys, time
 from pathlib import Path
-from trainers.watchdog import watch
+from trainers.running.watchdog import watch
 logging.basicConfig(format="%(message)s")
 def stuck_in_the_loader():
     time.sleep(60)

@@ -6,8 +6,8 @@ from dataclasses import replace
 from typing import Any
 
 from shards.speed import StorageSpeed
-from trainers.throughput import RankResult
-from trainers.throughput_types import Circumstances, Measurement, Waits
+from trainers.throughput.measure import RankResult
+from trainers.throughput.types import Circumstances, Measurement, Waits
 
 AT = Circumstances(
     clips_per_step=4,

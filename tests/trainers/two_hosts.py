@@ -19,7 +19,7 @@ from typing import Any
 
 from tests.servers import RangeServer, _Handler
 from tests.trainers.small_runs import build_shards, plain_config, write_config
-from trainers.journal import read_journal
+from trainers.records.journal import read_journal
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 ADDRESSES = {"vos-a": "10.77.0.1", "vos-b": "10.77.0.2"}

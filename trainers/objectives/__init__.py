@@ -20,7 +20,7 @@ OBJECTIVES: dict[str, Callable[[Any, Any], Any]] = {
     "stm_cycle": StmCycleObjective,
     "mtmfi": MtmfiObjective,
 }
-"""(network, options) -> a module that is an Objective of trainers.loop."""
+"""(network, options) -> a module that is an Objective of trainers.running.loop."""
 
 
 @runtime_checkable

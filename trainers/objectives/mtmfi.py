@@ -21,12 +21,12 @@ from torch import Tensor, nn
 from models.mtmfi import Mtmfi
 from models.target_fitting import PixelWeighting, Regularisation, Weights, scores_of
 from models.target_models import TargetOptions, join_weights
-from pipelines.first_frame import FirstFrameOptions, Hole, plan_first_frame
+from pipelines.first_frame.plans import FirstFrameOptions, Hole, plan_first_frame
+from pipelines.order.streams import Stream, StreamName, stream_key
 from pipelines.source import ClipSource
-from pipelines.streams import Stream, StreamName, stream_key
 from pipelines.types import VOID, Batch, ClipPlan
-from trainers.target_cache import LevelShape, SizeReport, Subject, TargetCache
-from trainers.target_fits import fit_targets
+from trainers.targets.cache import LevelShape, SizeReport, Subject, TargetCache
+from trainers.targets.fits import fit_targets
 
 logger = logging.getLogger(__name__)
 

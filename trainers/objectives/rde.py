@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from models.rde import Rde
 from pipelines.types import Batch
-from trainers.losses import frame_weights
+from trainers.objectives.losses import frame_weights
 from trainers.objectives.rde_parts import (
     Clip,
     CommonOptions,

@@ -15,7 +15,7 @@ from torch import Tensor
 from models.masks import aggregate
 from models.rde import KeyFeatures, Rde
 from pipelines.types import VOID
-from trainers.losses import FrameWeighting, bootstrapped_cross_entropy, channel_divergence, hardest_share
+from trainers.objectives.losses import FrameWeighting, bootstrapped_cross_entropy, channel_divergence, hardest_share
 
 
 @dataclass(frozen=True)

@@ -17,9 +17,9 @@ from models.mtmfi import Mtmfi
 from models.refiner import Variant
 from models.target_memory import Growth
 from models.target_models import TargetModels, TargetOptions
-from pipelines.first_frame import FirstFrameOptions, Hole, plan_first_frame
-from pipelines.streams import Stream, StreamName, stream_key
-from trainers.target_fits import fit_targets
+from pipelines.first_frame.plans import FirstFrameOptions, Hole, plan_first_frame
+from pipelines.order.streams import Stream, StreamName, stream_key
+from trainers.targets.fits import fit_targets
 
 Merging = Literal["published", "once", "raw", "soft"]
 CLAMP = 1e-7

@@ -1,0 +1,1 @@
+"""What the data path costs, part by part, beside the alternatives."""

@@ -1,0 +1,1 @@
+"""Samples of a first frame, to fit target models on."""

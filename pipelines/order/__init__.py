@@ -1,0 +1,1 @@
+"""Which clip comes when: numbered random streams, mixes, curricula, pools."""

@@ -1,0 +1,149 @@
+"""Which read plan suits a storage: two numbers of the storage, two of the clips, and one formula."""
+
+from __future__ import annotations
+
+import logging
+from collections import OrderedDict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import islice
+
+from pipelines.reading.clip_reader import (
+    NEIGHBOUR_GAP,
+    READ_PLANS,
+    PlanName,
+    ReadPlan,
+    coalesce,
+    split_range,
+    video_range,
+)
+from pipelines.source import ClipSource
+from pipelines.types import ClipPlan
+from shards.speed import StorageSpeed, probe_speed, targets_of_set
+
+logger = logging.getLogger(__name__)
+
+ENOUGH_CLIPS_PER_SECOND = 200.0
+"""Of five frames, for one rank: 1,000 frames/s, four times what the hungriest published trainer takes."""
+SAMPLED_CLIPS, SIMULATED_CLIPS = 64, 4000
+
+
+@dataclass(frozen=True, slots=True)
+class Demand:
+    """What a clip costs on average under a read plan: requests, bytes read by them, bytes used."""
+
+    requests: float
+    bytes_read: float
+    bytes_used: float
+
+    def seconds(self, speed: StorageSpeed, threads: int) -> float:
+        """Wall time per clip when `threads` requests are under way at any time.
+
+        Either the threads wait for answers or the one link is full: max((requests * latency + transfer) / threads,
+        transfer), transfer = bytes_read / bandwidth.
+        """
+        transfer = self.bytes_read / speed.bandwidth
+        return max((self.requests * speed.latency + transfer) / threads, transfer)
+
+
+@dataclass(frozen=True, slots=True)
+class ReadChoice:
+    """The plan chosen for a rank, with what led to it. clips_per_second: predicted, of each plan."""
+
+    reading: ReadPlan
+    speed: StorageSpeed
+    demands: dict[PlanName, Demand]
+    clips_per_second: dict[PlanName, float]
+
+    def describe(self) -> str:
+        """One line for the log."""
+        rates = ", ".join(f"{name} {rate:.0f}" for name, rate in self.clips_per_second.items())
+        storage = f"{1e3 * self.speed.latency:.2f} ms, {self.speed.bandwidth / 1e6:.0f} MB/s"
+        return f"reading by {self.reading.name} (storage: {storage}; clips/s it can give by plan: {rates})"
+
+
+def choose_reading(
+    source: ClipSource, speed: StorageSpeed, positions: range, *, threads: int, pool_bytes: int
+) -> ReadChoice:
+    """The plan that reads least among those that are fast enough, else the fastest.
+
+    positions: which clips of each global batch are read here. Chooses for all sets of the mix together. The choice
+    depends on a measurement and may differ between runs and ranks: it decides about speed alone.
+    """
+    demands = measure_demands(source, speed, positions, pool_bytes=pool_bytes)
+    rates = {name: 1 / max(demand.seconds(speed, threads), 1e-9) for name, demand in demands.items()}
+    enough = [name for name in READ_PLANS if rates[name] >= ENOUGH_CLIPS_PER_SECOND]
+    name = enough[0] if enough else max(READ_PLANS, key=lambda each: rates[each])
+    return ReadChoice(ReadPlan(name, span_gap(speed), pool_bytes), speed, demands, rates)
+
+
+def span_gap(speed: StorageSpeed) -> int:
+    """Bytes that are faster read along than left out by another request."""
+    return max(NEIGHBOUR_GAP, int(speed.latency * speed.bandwidth))
+
+
+def measure_demands(
+    source: ClipSource, speed: StorageSpeed, positions: range, *, pool_bytes: int
+) -> dict[PlanName, Demand]:
+    """What clips of a rank cost under each plan, from plans spread over the whole stage. Reads no image."""
+    every = max(1, source.steps * len(positions) // SAMPLED_CLIPS)
+    plans = [source.plan(number) for number in islice(_numbers(source, positions), 0, SAMPLED_CLIPS * every, every)]
+    span = ReadPlan("span", span_gap(speed))
+    resident = ReadPlan("resident", span.max_gap, pool_bytes)
+    spans = _mean_demand(source, plans, span.gap)
+    return {
+        "frame": _mean_demand(source, plans, ReadPlan().gap),
+        "span": spans,
+        "resident": _resident_demand(source, positions, resident, spans),
+    }
+
+
+def probe_source(source: ClipSource) -> StorageSpeed:
+    """Latency and bandwidth of the slowest set of the mix, measured; about a second for each."""
+    speeds = [probe_speed(targets_of_set(entry.dataset)) for entry in source.mix.entries]
+    return StorageSpeed(max(speed.latency for speed in speeds), min(speed.bandwidth for speed in speeds))
+
+
+def _numbers(source: ClipSource, positions: range) -> Iterator[int]:
+    return (step * source.batch_size + position for step in range(source.steps) for position in positions)
+
+
+def _mean_demand(source: ClipSource, plans: Sequence[ClipPlan], max_gap: int) -> Demand:
+    requests = num_bytes = used = 0
+    for plan in plans:
+        shard_set = source.shard_set(plan)
+        extents = [shard_set.extent(row) for row in sorted(set(plan.frames))]
+        ranges = coalesce([(extent.start, extent.num_bytes) for extent in extents], max_gap)
+        requests += len(ranges)
+        num_bytes += sum(length for _, length in ranges)
+        used += sum(extent.used_bytes for extent in extents)
+    return Demand(requests / len(plans), num_bytes / len(plans), used / len(plans))
+
+
+def _resident_demand(source: ClipSource, positions: range, reading: ReadPlan, otherwise: Demand) -> Demand:
+    """By going through the order of videos as the pool will see them; nothing is read.
+
+    A set that fits into the pool is read once in the whole stage, however few of its clips are looked at here.
+    """
+    pool: OrderedDict[tuple[int, int], int] = OrderedDict()
+    requests = num_bytes = 0.0
+    clips = taken = dropped = 0
+    for number in islice(_numbers(source, positions), SIMULATED_CLIPS):
+        pick = source.mix.pick(source.key, number)
+        clips += 1
+        key = pick.dataset, pick.video
+        if key in pool:
+            pool.move_to_end(key)
+            continue
+        whole = video_range(source.mix.entries[pick.dataset].dataset, pick.video)
+        if whole[1] > reading.pool_bytes:
+            requests, num_bytes = requests + otherwise.requests, num_bytes + otherwise.bytes_read
+            continue
+        requests, num_bytes, taken = requests + len(split_range(whole)), num_bytes + whole[1], taken + whole[1]
+        pool[key] = whole[1]
+        while taken > reading.pool_bytes:
+            taken -= pool.popitem(last=False)[1]
+            dropped += 1
+    if not dropped and len(pool) == sum(len(selection.videos) for selection in source.mix.selections):
+        clips = source.steps * len(positions)  # everything is there by now: no more requests in this stage
+    return replace(otherwise, requests=requests / clips, bytes_read=num_bytes / clips)

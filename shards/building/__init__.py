@@ -1,0 +1,1 @@
+"""From sources to shards: planned, in parallel, resumable."""

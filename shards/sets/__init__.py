@@ -1,0 +1,1 @@
+"""Finished sets: views, unions, growth, and the original layout back."""

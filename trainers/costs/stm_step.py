@@ -1,0 +1,97 @@
+"""What a training step of STM-Cycle costs: ours, and the clip-by-clip loop of the published code, in turns in one run.
+
+Times on a CPU are CPU time, on a GPU wall time between synchronisations; medians over rounds, the first round left out.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from models.layers import use_channels_last
+from models.stm import Arch, Stm
+from trainers.costs.published_stm import PublishedStmStep
+from trainers.objectives.stm_cycle import StmCycleObjective
+
+LOOP, OURS, OURS_CHANNELS_LAST = "clip-by-clip loop", "ours", "ours, channels_last"
+STEPS = (LOOP, OURS, OURS_CHANNELS_LAST)
+NUM_FRAMES, NUM_SLOTS = 3, 5
+
+
+@dataclass(frozen=True, slots=True)
+class StmStepSize:
+    """What is trained: network, frames of (height, width) pixels, clips per step, objects in each; on which device."""
+
+    arch: Arch = "resnet18"
+    width: float = 0.25
+    size: tuple[int, int] = (120, 214)
+    batch_size: int = 4
+    num_objects: int = 2
+    device: str = "cpu"
+
+
+@dataclass(frozen=True, slots=True)
+class StmStepCost:
+    """Milliseconds of a step: forward, losses, backward; and its loss, which is the same for all."""
+
+    step_ms: float
+    loss: float
+
+
+def time_stm_steps(size: StmStepSize, *, rounds: int = 5) -> dict[str, StmStepCost]:
+    """Cost of each way to take the step, on the same batch and weights."""
+    steps = {name: _prepare(size, name) for name in STEPS}
+    seconds: dict[str, list[float]] = {name: [] for name in STEPS}
+    losses = {}
+    for _ in range(rounds + 1):
+        for name, step in steps.items():
+            started = _now(size.device)
+            loss = step()
+            seconds[name].append(_now(size.device) - started)
+            losses[name] = float(loss)
+    return {name: StmStepCost(1e3 * statistics.median(seconds[name][1:]), losses[name]) for name in STEPS}
+
+
+def _prepare(size: StmStepSize, name: str) -> Callable[[], Tensor]:
+    model = Stm(arch=size.arch, width=size.width, generator=torch.Generator().manual_seed(0)).to(size.device)
+    if name == OURS_CHANNELS_LAST:
+        use_channels_last(model)
+    step: nn.Module = PublishedStmStep(model) if name == LOOP else StmCycleObjective(model)
+    batch = make_stm_batch(size)
+
+    def take() -> Tensor:
+        step.zero_grad(set_to_none=True)
+        loss: Tensor = step(*batch)[0]
+        loss.backward()
+        return loss.detach()
+
+    return take
+
+
+def make_stm_batch(size: StmStepSize) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Noise images and upright bars that move; every other clip has one object only."""
+    generator = torch.Generator().manual_seed(1)
+    height, width = size.size
+    images = torch.randn(size.batch_size, NUM_FRAMES, height, width, 3, generator=generator).permute(0, 1, 4, 2, 3)
+    masks = torch.zeros(size.batch_size, NUM_FRAMES, height, width, dtype=torch.uint8)
+    counts = [size.num_objects if clip % 2 == 0 else 1 for clip in range(size.batch_size)]
+    bar = width // (2 * size.num_objects + 1)
+    for clip, count in enumerate(counts):
+        for time_, slot in ((time_, slot) for time_ in range(NUM_FRAMES) for slot in range(1, count + 1)):
+            left = (2 * slot - 1) * bar + time_
+            masks[clip, time_, height // 4 : -height // 4, left : left + bar] = slot
+    first = torch.stack([masks[:, 0] == slot for slot in range(1, NUM_SLOTS + 1)], 1).float()
+    batch = (images, masks, torch.tensor(counts), first)
+    return tuple(part.to(size.device) for part in batch)  # type: ignore[return-value]
+
+
+def _now(device: str) -> float:
+    if torch.device(device).type == "cpu":
+        return time.process_time()
+    torch.cuda.synchronize(device)
+    return time.perf_counter()

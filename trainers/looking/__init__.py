@@ -1,0 +1,1 @@
+"""Pages and sheets of what a run draws and what a model makes of it."""

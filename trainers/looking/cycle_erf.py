@@ -1,0 +1,91 @@
+"""Pictures of the cyclic effective receptive field: which places of a frame lead back to the first frame's objects.
+
+Source: Li et al. 2020, section 3.4; the picture as the released code draws heat maps.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import cv2
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor
+
+from models.masks import unpad
+from models.stm import Stm
+from shards.storage import write_bytes
+from trainers.prediction.files import OutputForm, read_frame
+from trainers.prediction.plan import VideoPlan
+from trainers.prediction.videos import VideoSource
+from trainers.segmenters.stm import make_reference
+from trainers.segmenters.stm_correction import Correction, CorrectionOptions, cycle_erf
+from trainers.views import View
+
+HEAT = 0.5
+"""Share of the heat map in a picture; the rest is the frame."""
+
+
+def write_cycle_erf(
+    model: Stm,
+    source: VideoSource,
+    plan: VideoPlan,
+    folder: Path,
+    form: OutputForm,
+    *,
+    options: CorrectionOptions,
+    every: int,
+    on_picture: Callable[[], object] = lambda: None,
+) -> int:
+    """Draw every `every`-th frame after a video's first masks into <folder>/<video>/<frame>.png; how many there are.
+
+    The objects are those of the first masks; options say how the empty masks are corrected.
+    """
+    first = plan.script.first
+    labels = plan.read_labels(source, first)
+    ids = plan.script.begins[first]
+    view = View((labels.shape[0], labels.shape[1]), form.device, form.sight)
+    with torch.no_grad():
+        masks = view.masks(labels, ids)
+        shown = torch.cat([1 - masks.amax(1, keepdim=True), masks], 1)
+        image, _ = view.image(_pixels(source, plan, first, form.device))
+        reference = make_reference(model, image, shown)
+    frames = range(first + every, len(plan.names), every)
+    for frame in frames:
+        pixels = _pixels(source, plan, frame, form.device)
+        image, padding = view.image(pixels)
+        with torch.no_grad():
+            stem = model.look(image)
+        heat = unpad(cycle_erf(Correction(model, reference, stem, options), len(ids))[None, None], padding)
+        _write(folder / plan.video / f"{plan.names[frame]}.png", draw_heat(pixels, heat[0, 0]))
+        on_picture()
+    return len(frames)
+
+
+def draw_heat(pixels: Tensor, heat: Tensor) -> NDArray[np.uint8]:
+    """Frame (H, W, 3) uint8 RGB under a heat map (h, w) >= 0 of any scale -> picture (H, W, 3) uint8 RGB.
+
+    Lowest heat is blue, highest red; heat that is the same everywhere is blue.
+    """
+    low, high = heat.amin(), heat.amax()
+    scaled = (heat - low) / (high - low).clamp(min=torch.finfo(heat.dtype).tiny)
+    size = (pixels.shape[0], pixels.shape[1])
+    whole = F.interpolate(scaled[None, None], size, mode="bilinear", align_corners=False)[0, 0]
+    levels = (255 * whole).round().to(torch.uint8).cpu().numpy()
+    colours = cv2.applyColorMap(levels, cv2.COLORMAP_JET)[:, :, ::-1]  # OpenCV's order is BGR
+    mixed = HEAT * colours.astype(np.float32) + (1 - HEAT) * pixels.cpu().numpy()
+    return np.rint(mixed).astype(np.uint8)
+
+
+def _pixels(source: VideoSource, plan: VideoPlan, frame: int, device: torch.device) -> Tensor:
+    return torch.from_numpy(read_frame(source, plan, frame)).to(device)
+
+
+def _write(path: Path, picture: NDArray[np.uint8]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    written, data = cv2.imencode(".png", picture[:, :, ::-1])
+    assert written
+    write_bytes(path, data.tobytes())

@@ -1,0 +1,70 @@
+"""Contact sheets of what goes in and what comes out: clips as the trainer sees them, masks as the model drew them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+
+import numpy as np
+import simplejpeg
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+
+from pipelines.assembly import make_assembly
+from pipelines.executors import make_executor
+from pipelines.loader import ClipLoader
+from pipelines.pictures import clip_headings, clip_rows, overlay, sheet
+from trainers.config import Config
+from trainers.label_files import read_label_map
+from trainers.prediction.videos import VideoSource
+from trainers.running.stages import open_sources
+
+
+def clip_sheet(config: Config, *, stage: int, step: int, max_clips: int = 8, cell_height_px: int = 128) -> Image.Image:
+    """The global batch of one step of a stage, one clip per row, made on the CPU as `config` makes it for training.
+
+    Raises ValueError for a step outside the stage.
+    """
+    with ExitStack() as stack:
+        source = open_sources(config, stack)[stage]
+        name = "cpu" if config.executor == "auto" else config.executor
+        executor = make_executor(name, threads=1, device=torch.device("cpu"))
+        stack.callback(executor.close)
+        to_batch = make_assembly(source.recipe, torch.device("cpu"))
+        loader = stack.enter_context(ClipLoader(source, executor, to_batch, start_step=step, stop_step=step + 1))
+        rows, captions = clip_rows(next(iter(loader)), source.describe)
+    headings = clip_headings(len(rows[0]) - 1)
+    return sheet(rows[:max_clips], captions[:max_clips], cell_height_px, headings=headings)
+
+
+def result_sheet(
+    source: VideoSource,
+    results: Mapping[str, Path],
+    videos: Sequence[str],
+    *,
+    num_frames: int = 5,
+    cell_height_px: int = 110,
+) -> Image.Image:
+    """Truth and predictions side by side: per video a row of true masks, then one per entry of `results`.
+
+    results: caption -> folder of <video>/<frame>.png. Frames are spread evenly from the first to the last annotated.
+    """
+    rows, captions = [], []
+    for video in videos:
+        annotated = source.annotated_names(video)
+        picked = np.linspace(0, len(annotated) - 1, min(num_frames, len(annotated))).round().astype(int)
+        frames = [annotated[position] for position in picked]
+        rows.append([_overlaid(source, video, frame, source.read_labels(video, frame)) for frame in frames])
+        captions.append(f"{video}: truth")
+        for caption, folder in results.items():
+            drawn = [read_label_map(folder / video / f"{frame}.png") for frame in frames]
+            rows.append([_overlaid(source, video, frame, labels) for frame, labels in zip(frames, drawn, strict=True)])
+            captions.append(f"{video}: {caption}")
+    return sheet(rows, captions, cell_height_px)
+
+
+def _overlaid(source: VideoSource, video: str, frame: str, labels: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    image = simplejpeg.decode_jpeg(source.read_image(video, frame), colorspace="RGB")
+    return overlay(image, labels)

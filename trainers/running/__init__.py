@@ -1,0 +1,1 @@
+"""A run: from a config to trained weights, on any number of processes."""

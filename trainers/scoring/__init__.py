@@ -1,0 +1,1 @@
+"""J, F and the benchmarks' rules."""

@@ -1,0 +1,1 @@
+"""Target models of MTMFI and FRTM: fitted and kept."""

@@ -1,0 +1,1 @@
+"""Is data or compute the limit, and which part of it."""
