@@ -125,7 +125,9 @@ def test_a_wrong_file_is_named(tmp_path: Path, text: str, message: str) -> None:
 
 
 def test_a_file_that_is_not_there_is_a_config_error_with_status_2(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"none.yaml: cannot be read") as caught:
+    with pytest.raises(
+        ConfigError, match=r"none.yaml: is not there; give the path of a YAML file; shipped: demo, "
+    ) as caught:
         load_config(tmp_path / "none.yaml")
     assert caught.value.exit_status == 2
 

@@ -174,6 +174,7 @@ def test_the_start_is_told_in_a_few_lines_and_its_files_hold_the_rest(
     train(small_config(shards, tmp_path), Start(max_seconds=1e-6))
     before_the_first_report = caplog.text.partition("step 1/6")[0]
     assert before_the_first_report.count("\n") < 12
+    assert "max_gap 2 from step 0, 1 from step 3" in before_the_first_report
     environment = yaml.safe_load((tmp_path / "environment.yaml").read_text())
     assert environment["environment"]["SLURM_JOB_ID"] == "17"
     assert environment["versions"]["commit"]

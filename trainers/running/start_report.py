@@ -12,6 +12,7 @@ import torch
 import yaml
 from torch import nn
 
+from pipelines.order.curriculum import Table
 from pipelines.source import ClipSource
 from shards.storage import write_bytes
 from trainers.config import Config, Stage, as_plain
@@ -102,12 +103,16 @@ def _say(config: Config, record: Mapping[str, Any]) -> None:
         rates = ", ".join(f"{rate:g} from step {at}" for at, rate in described["learning_rate_from_step"].items())
         text = "stage %s: %d steps x %s | %s | learning rate %s"
         logger.info(text, stage.name, stage.steps, clips, described["precision"], rates)
+        if described["max_gap_from_step"]:
+            gaps = ", ".join(f"{gap:g} from step {at}" for at, gap in described["max_gap_from_step"].items())
+            logger.info("  max_gap %s", gaps)
         for line in described["data"]:
             logger.info("  %s", line)
     logger.info("config.yaml, environment.yaml and journal.jsonl in %s say the rest", config.folder)
 
 
 def _describe_stage(stage: Stage, source: ClipSource, place: Place) -> dict[str, Any]:
+    gaps = getattr(stage.clip_recipe(), "max_gap", None)  # stills have none
     return {
         "name": stage.name,
         "clips_per_rank": stage.batch_size // place.ranks.world_size,
@@ -115,6 +120,7 @@ def _describe_stage(stage: Stage, source: ClipSource, place: Place) -> dict[str,
         "clips_per_pass": sum(source.mix.weights),
         "precision": precision_on(place.device, stage.precision),
         "learning_rate_from_step": dict(stage.learning_rate.switches(stage.steps)),
+        "max_gap_from_step": dict(gaps.switches(stage.steps)) if isinstance(gaps, Table) else {},
         "data": list(source.mix.report()),
     }
 
