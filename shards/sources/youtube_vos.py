@@ -112,8 +112,9 @@ def read_meta(path: Location, findings: list[Finding] | None = None) -> dict[str
         raise DataError(path, expected="meta.json of the split", found="none", remedy=_PACKAGE)
     try:
         videos = json.loads(path.read_bytes(), object_pairs_hook=_each_once)["videos"]
+        json.dumps(videos, ensure_ascii=False).encode()  # halves of surrogate pairs, which no file of a set can hold
         objects = {name: _objects(entry) for name, entry in videos.items()}
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise DataError(
             path,
             expected='{"videos": {<video>: {"objects": {<id>: {"frames": [<frame>, ...]}}}}}',

@@ -133,7 +133,8 @@ def test_wrong_folders_say_what_would_be_right(tree, tmp_path):
      '{"videos": {"v": {"objects": {"1": {"frames": []}, "01": {"frames": []}}}}}',
      '{"videos": {"v": {"objects": {"1": {"frames": []}, "1": {"frames": []}}}}}',
      '{"videos": {"v": {"objects": {"1": {"frames": "00000"}}}}}',
-     '{"videos": {"v": {"objects": {"1": {"frames": [0, 5]}}}}}'],
+     '{"videos": {"v": {"objects": {"1": {"frames": [0, 5]}}}}}',
+     '{"videos": {"v": {"objects": {"1": {"frames": [], "category": "half a pair \\ud800"}}}}}', "[" * 100_000],
 )  # fmt: skip
 def test_a_meta_file_of_another_form_ends_the_build(tree, tmp_path, meta):
     (tree / "train/meta.json").write_text(meta)
