@@ -53,7 +53,7 @@ def describe_order(
     """
     order = np.asarray(videos, np.int64)
     if order.ndim != 1 or batch_size < 1 or len(order) < batch_size:
-        raise ValueError(f"needs at least one batch of {batch_size} >= 1 clips in a row, got {order.shape}")
+        raise ValueError(f"an order needs at least one batch of {batch_size} clips, got {order.size}")
     places = _places_within_sets(order, starts)
     return OrderQuality(
         num_clips=len(order),

@@ -50,7 +50,8 @@ def crop_and_turn(
 ) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
     """Image (H, W, 3) and label map (H, W): pixels cut off at each side, the rest resized back, then the affine.
 
-    The image is sampled linearly, labels by the nearest pixel; outside are black and label 0.
+    The image is resized back by area, as imgaug does where anything grows, and turned linearly; labels take the nearest
+    pixel; outside are black and label 0.
     """
     angle = np.radians(steps.shear)
     # skimage turned the sheared axis until 0.19 and lengthens it now: by its cosine less, it is the published matrix.

@@ -12,7 +12,8 @@ class VideoPool:
     """Bytes of videos, the least recently used going first; for any number of threads.
 
     Private memory of this process: nothing is left behind however it ends. limit_bytes: of the videos that are there
-    and of those being read; a video too large for the rest is not for the pool.
+    and of those being read; above it are only what threads are reading right now, one video each, and what of that was
+    read last.
     """
 
     def __init__(self, limit_bytes: int) -> None:
@@ -44,10 +45,17 @@ class VideoPool:
         future: Future[bytes] = Future()
         self._videos[key] = future, num_bytes
         self._taken += num_bytes
-        while self._taken > self.limit_bytes and len(self._videos) > 1:
-            _, (_, dropped) = self._videos.popitem(last=False)
-            self._taken -= dropped
+        self._make_room()
         return future, True
+
+    def _make_room(self) -> None:
+        # A video that is being read takes its memory whether it is listed or not; unlisted, it would be read again.
+        read = [(key, num_bytes) for key, (future, num_bytes) in self._videos.items() if future.done()]
+        for key, num_bytes in read:
+            if self._taken <= self.limit_bytes:
+                break
+            del self._videos[key]
+            self._taken -= num_bytes
 
     def _drop(self, key: Hashable, future: Future[bytes]) -> None:
         with self._lock:

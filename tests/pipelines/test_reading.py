@@ -216,6 +216,26 @@ def test_the_pool_loads_each_video_once_for_all_threads_and_stays_within_its_lim
     assert [pool.get(name, 300, partial(load_video, name))[1] for name in (1, 3, 4, 2)] == [False, False, False, True]
 
 
+def test_a_video_that_is_being_read_is_not_dropped_for_another():
+    pool, started, go_on, loads = VideoPool(400), threading.Event(), threading.Event(), []
+
+    def load_slowly() -> bytes:
+        loads.append(1)
+        started.set()
+        assert go_on.wait(10)
+        return b"1" * 300
+
+    with ThreadPoolExecutor(2) as threads:
+        first = threads.submit(pool.get, 1, 300, load_slowly)
+        assert started.wait(10)
+        assert pool.get(2, 300, lambda: b"2" * 300)[1]
+        again = threads.submit(pool.get, 1, 300, load_slowly)
+        go_on.set()
+        assert first.result() == (b"1" * 300, True) and again.result() == (b"1" * 300, False)
+    assert loads == [1]
+    assert pool.get(3, 300, lambda: b"3" * 300)[1] and pool._taken == 300
+
+
 def test_an_error_of_loading_a_video_reaches_all_and_is_not_kept():
     pool = VideoPool(1000)
 
