@@ -119,14 +119,14 @@ def measure_reads(
     seconds: float = 5.0,
     forget: bool = True,
 ) -> Measured:
-    """Read `num_reads` places, or as many as fit into `seconds` (at least one per thread).
+    """Read `num_reads` places, or as many as fit into `seconds` or side by side into the data, but one per thread.
 
     offset: how many places of the sequence others have read before; the same sequence in every call. forget: have the
     kernel forget the places first.
     """
     usable = [target for target in targets if target.num_bytes >= size] or list(targets)
     size = min(size, *(target.num_bytes for target in usable))
-    places = [_place(usable, size, offset + number) for number in range(num_reads)]
+    places = _apart([_place(usable, size, offset + number) for number in range(num_reads)], size, parallel)
     cold = [_chill(target, start, size if forget else 0) for target, start in places]
     times: list[float] = []
     begun = time.perf_counter()
@@ -192,6 +192,13 @@ def _place(targets: Sequence[Target], size: int, number: int) -> tuple[Target, i
             return target, at
         at -= length
     raise AssertionError("the place lies within the sum of all")
+
+
+def _apart(places: list[tuple[Target, int]], size: int, least: int) -> list[tuple[Target, int]]:
+    """The places before the first that overlaps an earlier one; all where fewer than `least` would remain."""
+    overlapping = (number for number, place in enumerate(places) if _overlaps(place, places[:number], size))
+    count = next(overlapping, len(places))
+    return places[:count] if count >= least else places
 
 
 def _overlaps(place: tuple[Target, int], others: Sequence[tuple[Target, int]], size: int) -> bool:

@@ -32,6 +32,8 @@ from shards.storage_limits import Limit, storage_limits
 
 FRAME = 146_000
 """Mean bytes of a BL30K frame with its mask, where there is no set to ask."""
+COLD = 0.9
+"""Share of reads that were not in memory from which on a measurement is one of the storage."""
 BL30K_CLIP = Demand(requests=4.6, bytes_read=740_000, bytes_used=730_000)
 PARALLEL = (1, 4, 16)
 STEPS, BATCH = 100_000, 8
@@ -142,7 +144,7 @@ def verdict(found: Diagnosis) -> list[str]:
             limit = f"{slower} is the limit on {found.cores} cores"
         groups.setdefault(limit, []).append(f"{one.recipe} ({rates}, by {one.plan})")
     lines += [f"{limit}: {', '.join(each)}." for limit, each in groups.items()]
-    best = max(found.reads, key=lambda read: read.bandwidth)
+    best = max(_of_storage(found.reads), key=lambda read: read.bandwidth)
     if best.parallel > 1:
         lines.append(
             f"It takes {best.parallel} requests at a time to get its bandwidth: let reading.threads be as many."
@@ -156,17 +158,32 @@ def _state(found: Diagnosis) -> str:
         return "over the network; the server may hold it in its memory"
     if not cold:
         return "cold or warm: of files that belong to others the kernel does not tell"
-    if min(cold) > 0.9:
-        return "cold: not in this machine's memory when asked for; a disk or its host may have a cache of its own"
+    caches = "not in this machine's memory when asked for; a disk or its host may have a cache of its own"
+    if min(cold) >= COLD:
+        return f"cold: {caches}"
+    left_out = len(found.reads) - len(_of_storage(found.reads))
+    if left_out:
+        return (
+            f"cold: {caches}; {left_out} of {len(cold)} measurements are left out, their bytes came from memory: the "
+            "kernel kept them, or reads overlap because there is little data"
+        )
     if max(cold) < 0.1:
         return "WARM: the kernel would not forget these files, so this is memory and not the disk"
-    return f"partly warm: {100 * statistics.mean(cold):.0f} % of the reads were not in memory"
+    return (
+        f"partly WARM: {100 * statistics.mean(cold):.0f} % of the reads were not in memory, too few to tell bandwidth"
+    )
 
 
 def speed_of(reads: Sequence[Measured]) -> StorageSpeed:
-    """The two numbers: latency of the smallest reads one at a time, and the best bandwidth of any cell."""
+    """The two numbers: latency of the smallest reads one at a time, and the best bandwidth of any cell that counts."""
     alone = min((read for read in reads if read.parallel == 1), key=lambda read: read.size)
-    return StorageSpeed(alone.p50, max(read.bandwidth for read in reads))
+    return StorageSpeed(alone.p50, max(read.bandwidth for read in _of_storage(reads)))
+
+
+def _of_storage(reads: Sequence[Measured]) -> Sequence[Measured]:
+    """The cells that say something of the storage rather than of memory, if they do so of its bandwidth; else all."""
+    counted = [read for read in reads if read.cold is None or read.cold >= COLD]
+    return counted if any(read.size > SMALL for read in counted) else reads
 
 
 def num_cells() -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -125,12 +126,30 @@ def test_shards_of_a_set_are_measured_as_the_set_opens_them(root):
         assert target.file.read([(0, 5)]) == [b"video"]
 
 
+def test_reads_of_the_same_bytes_are_no_measure_of_the_storage(tmp_path):
+    (tmp_path / "large").write_bytes(bytes(8 << 20))
+    targets = targets_of_folder(tmp_path)
+    over_each_other = measure_reads(targets, 6 << 20, 4, num_reads=8)
+    assert over_each_other.num_reads == 8
+    assert over_each_other.cold is not None and over_each_other.cold <= 1 / 8
+    side_by_side = measure_reads(targets, 1 << 20, 1, num_reads=24)
+    assert 3 <= side_by_side.num_reads <= 8, "as many as there is room for"
+    small, memory, disk = reads((4096, 1, 1e6), (1 << 20, 16, 5e9), (1 << 20, 4, 5e8))
+    mixed = (small, replace(memory, cold=0.5), disk)
+    assert speed_of(mixed).bandwidth == pytest.approx(5e8)
+    lines = verdict(diagnosis(mixed))
+    assert "1 of 3 measurements are left out" in lines[0] and "500 MB/s at best" in lines[0]
+    assert "It takes 4 requests at a time" in lines[-1]
+    for cold in (0.0, 1.0):  # small reads alone say nothing of bandwidth
+        assert speed_of((replace(small, cold=cold), replace(memory, cold=0.0))).bandwidth == pytest.approx(5e9)
+
+
 @pytest.mark.parametrize(
     ("cold", "words"),
     [
         (1.0, "cold: not in this machine's memory"),
         (0.0, "WARM"),
-        (0.5, "partly warm: 50 %"),
+        (0.5, "partly WARM: 50 %"),
         (None, "of files that belong to others the kernel does not tell"),
     ],
 )
