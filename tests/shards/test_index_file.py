@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 from pathlib import Path
 
@@ -11,7 +12,7 @@ import numpy as np
 import pytest
 
 from shards.errors import DataError
-from shards.index.derive import INDEX_FILES
+from shards.index.derive import INDEX_FILES, SCHEMAS
 from shards.index.files import CHECKSUMS
 from shards.reader import ShardSet
 from tests.shards.small_tree import build_set, files_of, label_maps, write_tree
@@ -119,3 +120,10 @@ def test_the_checksums_are_the_same_bytes_however_the_index_came_to_be(root):
     shutil.rmtree(root / "index")
     rebuild_index(root)
     assert files_of(root) == before
+
+
+@pytest.mark.parametrize("table", SCHEMAS)
+def test_the_page_for_people_who_write_their_own_reader_names_every_column(table):
+    page = (Path(__file__).parents[2] / "docs/data-format.md").read_text("utf-8")
+    (row,) = [line for line in page.splitlines() if line.startswith(f"| {table} |")]
+    assert set(SCHEMAS[table].names) <= set(re.findall(r"\w+", row.removeprefix(f"| {table} |")))
