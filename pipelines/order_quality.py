@@ -72,6 +72,11 @@ def shuffled(videos: ArrayLike, key: tuple[int, int] = REFERENCE_KEY) -> NDArray
     return order[Stream(key, StreamName.VIDEOS, 2**63).permutation(len(order))]
 
 
+def numbered(names: Sequence[str]) -> NDArray[np.int64]:
+    """(n,) which video each clip shows. names: of the clips' videos; they are numbered by name, as shards have them."""
+    return np.unique(np.array(names), return_inverse=True)[1].astype(np.int64)
+
+
 def first_videos(source: ClipSource) -> list[int]:
     """Number of the first video of each data set of the mix: videos are numbered set after set, as stored."""
     return np.cumsum([0, *(entry.dataset.num_videos for entry in source.mix.entries[:-1])]).tolist()

@@ -11,16 +11,24 @@ if __name__ == "__main__":
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C during the imports below ends quietly; run() takes it over
 
 from argparse import ArgumentParser, ArgumentTypeError, Namespace
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pipelines.order_quality import OrderQuality, describe_order, drawn_videos, first_videos, shuffled
+from pipelines.order_quality import (
+    OrderQuality,
+    describe_order,
+    drawn_videos,
+    first_videos,
+    numbered,
+    shuffled,
+)
 from pipelines.source import ClipSource
 from shards.errors import DataError
 from shards.manifest import encode_json
+from shards.sources.lists import read_lines
 from shards.storage import write_bytes
 from tools.cli import Parser, output_file, run
 from tools.source_arguments import positive
@@ -75,7 +83,8 @@ def _parse(arguments: list[str]) -> Namespace:
     find = commands.add_parser("find", help="the clips of steps A..B")
     quality = commands.add_parser("quality", help="how well the clips are shuffled, beside a uniform shuffle")
     for command in (show, diff, find, quality):
-        command.add_argument("config", type=Path, help="YAML file, or the folder of a run")
+        order = "; or an order as .txt: for each clip a line, the name of its video" if command is quality else ""
+        command.add_argument("config", type=Path, help=f"YAML file, or the folder of a run{order}")
         if command is diff:
             command.add_argument("other", type=Path, help="YAML file, or the folder of a run")
         command.add_argument(
@@ -88,6 +97,9 @@ def _parse(arguments: list[str]) -> Namespace:
     _add_find(find)
     quality.add_argument(
         "--clips", type=positive, metavar="N", help="from the start of each stage (default: four passes)"
+    )
+    quality.add_argument(
+        "--batch-size", type=positive, metavar="B", help="clips of a batch, for an order out of a .txt file"
     )
     # Options may stand between key=value words; argparse has no intermixed arguments below a subcommand.
     given, rest = parser.parse_known_args(arguments)
@@ -202,6 +214,10 @@ def _require_video(name: str, sources: list[ClipSource]) -> None:
 
 
 def _quality(given: Namespace, stack: ExitStack) -> Answer:
+    if given.config.suffix == ".txt":
+        return _quality_of_list(given)
+    if given.batch_size is not None:
+        raise ValueError("--batch-size is for an order out of a .txt file; of a run, write stages.0.batch_size=B")
     config = load_config(config_path(given.config), given.overrides)
     sources = open_sources(config, stack)
     texts, page, values = [], [], {}
@@ -210,12 +226,28 @@ def _quality(given: Namespace, stack: ExitStack) -> Answer:
         order = drawn_videos(source, 0, clips)
         starts = first_videos(source)
         pair = [describe_order(videos, source.batch_size, starts=starts) for videos in (order, shuffled(order))]
-        title = f"{stage.name}: {clips} clips of {pair[0].num_videos} videos in batches of {source.batch_size}"
-        header, rows = ["", "this run", "uniform shuffle of the same clips"], _quality_rows(*pair)
-        texts.append(f"{title}\n\n{text_table(header, rows)}")
-        page += [heading(title), html_table(header, rows)]
-        values[stage.name] = {"run": pair[0].as_plain(), "uniform": pair[1].as_plain()}
+        answer = _beside_uniform(stage.name, "run", pair)
+        texts.append(answer.text)
+        page += answer.page
+        values[stage.name] = answer.values
     return Answer("\n\n".join(texts), page, values)
+
+
+def _quality_of_list(given: Namespace) -> Answer:
+    """Of the order that a file lists, as any other loader may have drawn it."""
+    if given.batch_size is None or given.overrides:
+        raise ValueError(f"{given.config} is a list of videos: say --batch-size B, and nothing as key=value")
+    order = numbered(read_lines(given.config)[: given.clips])
+    pair = [describe_order(videos, given.batch_size) for videos in (order, shuffled(order))]
+    return _beside_uniform(given.config.name, "order", pair)
+
+
+def _beside_uniform(name: str, what: str, pair: Sequence[OrderQuality]) -> Answer:
+    own = pair[0]
+    title = f"{name}: {own.num_clips} clips of {own.num_videos} videos in batches of {own.batch_size}"
+    header, rows = ["", f"this {what}", "uniform shuffle of the same clips"], _quality_rows(*pair)
+    values = {what: own.as_plain(), "uniform": pair[1].as_plain()}
+    return Answer(f"{title}\n\n{text_table(header, rows)}", [heading(title), html_table(header, rows)], values)
 
 
 def _quality_rows(*pair: OrderQuality) -> list[list[str]]:

@@ -77,6 +77,22 @@ def test_diff_of_a_config_with_itself_is_nothing_and_of_two_is_their_keys(
     assert text.endswith("clips: others at step 3, the first of 5 steps looked at\n")
 
 
+def test_any_order_out_of_a_file_has_a_quality(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    order = tmp_path / "order.txt"
+    order.write_text("\n".join("abcd" * 5 + "aaaa") + "\n")
+    found = tmp_path / "found.json"
+    assert plan(["quality", str(order), "--batch-size", "4", "--clips", "20", "--json", str(found)]) == 0
+    assert capsys.readouterr().out.startswith("order.txt: 20 clips of 4 videos in batches of 4\n")
+    values = json.loads(found.read_text())["order"]
+    assert (values["distinct_per_batch"], values["repeat_distance"]) == (4, [4, 4, 4])
+    assert values["autocorrelation"]["4"] == pytest.approx(1)
+    for words in ([], ["--batch-size", "4", "seed=1"]):
+        with pytest.raises(ValueError, match="is a list of videos: say --batch-size B"):
+            plan(["quality", str(order), *words])
+    with pytest.raises(ValueError, match=r"an order needs at least one batch of 30 clips, got 24"):
+        plan(["quality", str(order), "--batch-size", "30"])
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
