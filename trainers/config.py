@@ -25,7 +25,7 @@ from pydantic.dataclasses import dataclass
 from pydantic_core import ErrorDetails
 
 from pipelines.order.curriculum import Table
-from pipelines.recipes import RECIPES, Recipe, make_recipe
+from pipelines.recipes import RECIPES, Mtmfi, Recipe, make_recipe
 from trainers.choices import STRICT, Count, IsNumber, NotNegative, Number
 from trainers.config_reading import (
     COMMAND_LINE,
@@ -39,6 +39,7 @@ from trainers.config_reading import (
 from trainers.methods import METHODS, NetworkOptions
 from trainers.methods.rde import RdeNetwork
 from trainers.objectives import OBJECTIVES, ObjectiveOptions
+from trainers.objectives.mtmfi import MtmfiOptions
 from trainers.objectives.rde import RdeOptions
 from trainers.optimizers import OptimizerOptions
 from trainers.reading_options import DataPath, PooledOptions, ReadingOptions
@@ -128,6 +129,10 @@ class Stage:
             raise ValueError(f"{problem}; give a multiple of accumulate, or another accumulate")
         recipe = self.clip_recipe()
         self.objective.require_clips(recipe.num_frames, recipe.size)
+        if isinstance(self.objective, MtmfiOptions) and self.objective.cache and not isinstance(recipe, Mtmfi):
+            # Kept target models are named by frame and object: other recipes show a frame otherwise in every clip.
+            problem = f"recipe {self.recipe['name']} draws its frames anew for every clip, target models cannot be kept"
+            raise ValueError(f"{problem}; set objective.cache: false, or take recipe mtmfi")
 
     def clip_recipe(self) -> Recipe:
         """The recipe as an object that makes plans. Raises ValueError for options it does not take."""

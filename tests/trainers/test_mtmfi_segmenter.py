@@ -39,11 +39,18 @@ def test_merging_is_what_the_rules_say_pixel_by_pixel(merging: str) -> None:
         for column in range(5):
             pixel = separate[:, row, column]
             shares = odds_softmax(pixel)
-            kept = torch.where(shares == shares.max(), shares, 0.0)[1:]
+            winner = max(range(4), key=shares.tolist().__getitem__)
+            kept = torch.tensor([share if row == winner else 0.0 for row, share in enumerate(shares.tolist())])[1:]
             torch.testing.assert_close(merged.memorised[:, row, column], kept)
             raw = torch.cat([(1 - pixel).min()[None], pixel])
             shown = {"published": odds_softmax(kept), "once": shares, "raw": raw}[merging]
             torch.testing.assert_close(merged.shown[0, :, row, column], shown)
+
+
+@pytest.mark.parametrize(("pixel", "learnt"), [((1.0, 1.0), (0.5, 0.0)), ((0.5, 0.2), (0.0, 0.0))])
+def test_of_equal_shares_the_first_row_wins_alone(pixel: tuple[float, ...], learnt: tuple[float, ...]) -> None:
+    memorised = merge(torch.tensor(pixel)[:, None, None], "published").memorised
+    assert memorised.flatten().tolist() == pytest.approx(learnt, abs=1e-6)
 
 
 def test_one_object_is_shown_where_its_share_is_above_one_half() -> None:

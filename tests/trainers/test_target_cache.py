@@ -86,6 +86,17 @@ def test_a_flipped_bit_is_fitted_again_with_a_warning(tmp_path: Path, caplog: py
     assert "fails its checksum" in caplog.text
 
 
+def test_a_damaged_record_does_not_hide_the_one_that_was_fitted_in_its_place(tmp_path: Path) -> None:
+    first, second = open_cache(tmp_path), open_cache(tmp_path)
+    for cache in (first, second):
+        cache.put(Subject(0, 1), weights_of(0))
+    path = min(first.folder.glob("models-*.bin"))
+    content = bytearray(path.read_bytes())
+    content[40] ^= 1
+    path.write_bytes(content)
+    assert_same(open_cache(tmp_path).get([Subject(0, 1)])[0], weights_of(0))
+
+
 def test_the_report_says_how_much_there_is(tmp_path: Path) -> None:
     cache = open_cache(tmp_path)
     cache.put(Subject(0, 1), weights_of(0))

@@ -171,7 +171,9 @@ def merge(separate: Tensor, merging: Merging) -> Merged:
         probabilities = aggregate_probabilities(separate[None]).softmax(1)
         return Merged(probabilities, probabilities[0, 1:])
     shares = _softmax_of_odds(separate)
-    winners = shares * (shares == shares.amax(0, keepdim=True))
+    # Of equal shares the first wins, as in argmax: two objects sure of a pixel do not both learn that it is theirs.
+    first = shares.argmax(0, keepdim=True)
+    winners = torch.zeros_like(shares).scatter(0, first, shares.gather(0, first))
     if merging == "once" or (merging == "published" and len(separate) == 1):
         return Merged(shares[None], winners[1:])
     if merging == "published":

@@ -87,7 +87,8 @@ class TargetCache:
         self._levels = tuple(levels)
         self._num_values = sum(level.num_values for level in levels)
         self._record_size = _HEAD.size + 4 * self._num_values + _TAIL.size
-        self._places: dict[Subject, tuple[Path, int]] = {}
+        # Several where ranks fitted the same at once, or one was damaged and fitted again.
+        self._places: dict[Subject, list[tuple[Path, int]]] = {}
         self._seen: dict[Path, int] = {}
         self._own: Path | None = None
         self._refreshed = -math.inf
@@ -121,7 +122,7 @@ class TargetCache:
             self._seen[self._own] = 0
         with self._own.open("ab") as file:
             file.write(content + _TAIL.pack(zlib.crc32(content)))
-        self._places[subject] = (self._own, self._seen[self._own])
+        self._places.setdefault(subject, []).append((self._own, self._seen[self._own]))
         self._seen[self._own] += self._record_size
 
     def refresh(self) -> None:
@@ -157,21 +158,26 @@ class TargetCache:
             whole = os.fstat(file.fileno()).st_size // self._record_size * self._record_size
             for offset in range(self._seen.get(path, 0), whole, self._record_size):
                 head = os.pread(file.fileno(), _HEAD.size, offset)
-                self._places.setdefault(Subject(*_HEAD.unpack(head)), (path, offset))
+                self._places.setdefault(Subject(*_HEAD.unpack(head)), []).append((path, offset))
         self._seen[path] = whole
 
     def _read(self, subject: Subject) -> list[Weights] | None:
-        if subject not in self._places:
-            return None
-        path, offset = self._places[subject]
+        while places := self._places.get(subject):
+            values = self._read_record(*places[0])
+            if values is not None:
+                return self._unpack(values)
+            del places[0]
+        self._places.pop(subject, None)
+        return None
+
+    def _read_record(self, path: Path, offset: int) -> NDArray[np.float32] | None:
         with path.open("rb") as file:
             record = os.pread(file.fileno(), self._record_size, offset)
         content, tail = record[: -_TAIL.size], record[-_TAIL.size :]
         if len(record) < self._record_size or zlib.crc32(content) != _TAIL.unpack(tail)[0]:
-            logger.warning("%s: target model at byte %d fails its checksum; it is fitted again", path, offset)
-            del self._places[subject]
+            logger.warning("%s: target model at byte %d fails its checksum; it is not used", path, offset)
             return None
-        return self._unpack(np.frombuffer(content, "<f4", offset=_HEAD.size))
+        return np.frombuffer(content, "<f4", offset=_HEAD.size)
 
     def _unpack(self, values: NDArray[np.float32]) -> list[Weights]:
         numbers = torch.from_numpy(values.astype(np.float32))
