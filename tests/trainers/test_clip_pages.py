@@ -8,6 +8,7 @@ import json
 import shutil
 import subprocess
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from shards.reader import ShardSet
 from tests.trainers.small_runs import build_shards, small_config
 from trainers.config import Config
 from trainers.looking.clip_pages import Look, clip_page, load_batches, look_sheet, plan_numbers
@@ -98,6 +100,22 @@ def test_numbers_of_a_plan_say_what_its_matrices_do(config: Config) -> None:
     assert "published step: affines" not in numbers
     assert numbers["colour gain (r, g, b)"] == "0.50, 1.00, 2.00"
     assert numbers["colour offset (r, g, b)"] == "1.0, 2.0, 3.0"
+
+
+def test_damaged_clips_are_shown_as_training_replaces_them(tmp_path: Path) -> None:
+    shards = build_shards(tmp_path)
+    with ShardSet.open(shards) as shard_set:
+        extents = [shard_set.extent(row) for row in shard_set.frame_rows(shard_set.video_row("one"))]
+        tar = shard_set.shard_path(0)
+    content = bytearray(tar.read_bytes())
+    for extent in extents:
+        content[extent.start + extent.num_bytes // 2] ^= 0xFF
+    tar.write_bytes(content)
+    config = small_config(shards, tmp_path / "run")
+    with pytest.raises(ValueError, match="CRC-32 differs"):
+        clip_page(config, Look(), "t")
+    tolerant = replace(config, reading=replace(config.reading, on_corrupt="substitute"))
+    assert [clip["video"] for clip in clips_of(clip_page(tolerant, Look(), "t"))] == ["two", "two"]
 
 
 def test_a_sheet_has_a_row_for_every_clip_of_every_step(config: Config) -> None:

@@ -58,6 +58,7 @@ def load_batches(config: Config, look: Look, stack: ExitStack) -> Iterator[tuple
             world_size=look.world_size,
             start_step=step,
             stop_step=step + 1,
+            on_corrupt=config.reading.on_corrupt,
         ) as loader:
             for batch in loader:
                 yield source, batch

@@ -8,18 +8,14 @@ from pathlib import Path
 
 import numpy as np
 import simplejpeg
-import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from pipelines.assembly import make_assembly
-from pipelines.executors import make_executor
-from pipelines.loader import ClipLoader
 from pipelines.pictures import clip_headings, clip_rows, overlay, sheet
 from trainers.config import Config
 from trainers.label_files import read_label_map
+from trainers.looking.clip_pages import Look, load_batches
 from trainers.prediction.videos import VideoSource
-from trainers.running.stages import open_sources
 
 
 def clip_sheet(config: Config, *, stage: int, step: int, max_clips: int = 8, cell_height_px: int = 128) -> Image.Image:
@@ -28,13 +24,8 @@ def clip_sheet(config: Config, *, stage: int, step: int, max_clips: int = 8, cel
     Raises ValueError for a step outside the stage.
     """
     with ExitStack() as stack:
-        source = open_sources(config, stack)[stage]
-        name = "cpu" if config.executor == "auto" else config.executor
-        executor = make_executor(name, threads=1, device=torch.device("cpu"))
-        stack.callback(executor.close)
-        to_batch = make_assembly(source.recipe, torch.device("cpu"))
-        loader = stack.enter_context(ClipLoader(source, executor, to_batch, start_step=step, stop_step=step + 1))
-        rows, captions = clip_rows(next(iter(loader)), source.describe)
+        ((source, batch),) = load_batches(config, Look(stage, (step,)), stack)
+        rows, captions = clip_rows(batch, source.describe)
     headings = clip_headings(len(rows[0]) - 1)
     return sheet(rows[:max_clips], captions[:max_clips], cell_height_px, headings=headings)
 
