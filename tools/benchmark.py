@@ -34,6 +34,7 @@ from tools.cli import Parser, run
 from tools.clips_table import add_clips, measure_clips
 from tools.made_video import FULL_SIZE
 from tools.reading_table import reading_table
+from tools.scale_table import add_scale, measure_scale
 from tools.stm_step import add_stm_correction, add_stm_step, measure_stm_correction, measure_stm_step
 from tools.targets_table import add_targets, measure_targets
 from trainers.costs.rde_step import OURS, PUBLISHED, VARIANTS, StepCost, StepSize, time_steps
@@ -82,6 +83,8 @@ def _parse(arguments: list[str]) -> Namespace:
     reading.add_argument("--frames", type=int, default=160, help="of each video (default: %(default)s)")
     reading.add_argument("--threads", type=int, default=16, help="requests under way (default: %(default)s)")
     reading.add_argument("--seconds", type=float, default=4.0, help="for each plan (default: %(default)s)")
+    scale = commands.add_parser("scale", help="plans, coverage and reads of a thousand ranks on a set like BL30K")
+    add_scale(scale)
     steps = commands.add_parser("step", help="RDE's training step beside its published structure")
     steps.add_argument(
         "--width", type=float, default=0.25, help="of the network; 1 is the paper's (default: %(default)s)"
@@ -100,15 +103,15 @@ def _parse(arguments: list[str]) -> Namespace:
     add_stm_correction(corrections)
     for command, rounds in ((clips, 5), (shards, 3), (masks, 5), (steps, 5), (stm_steps, 5)):
         command.add_argument("--rounds", type=int, default=rounds, help="turns that count (default: %(default)s)")
-    for command in (clips, scoring, shards, masks, reading, steps, targets, stm_steps, corrections):
+    for command in (clips, scoring, shards, masks, reading, scale, steps, targets, stm_steps, corrections):
         command.add_argument("--json", type=Path, metavar="FILE", help="write the numbers there, too")
         command.add_argument("--scratch", type=Path, help="folder for temporary files (default: the system's)")
     options = parser.parse_args(arguments)
     if options.what == "scoring" and (options.truth is None) != (options.results is None):
         parser.error("give both TRUTH and RESULTS or neither")
-    numbers = ("clips", "rounds", "videos", "frames", "processes", "maps")
+    numbers = ("clips", "rounds", "videos", "frames", "processes", "maps", "ranks", "ranks_per_node")
     if min(vars(options).get(name, 1) for name in numbers) < 1:
-        given = [f"--{name}" for name in numbers if name in vars(options)]
+        given = [f"--{name.replace('_', '-')}" for name in numbers if name in vars(options)]
         parser.error(f"{' and '.join(given)} must be at least 1")
     return options
 
@@ -251,6 +254,7 @@ BENCHMARKS: dict[str, Callable[[Namespace, Path], tuple[dict[str, object], str]]
     "build": _measure_build,
     "masks": _measure_masks,
     "reading": _measure_reading,
+    "scale": measure_scale,
     "step": _measure_step,
     "targets": measure_targets,
     "stm-step": measure_stm_step,
