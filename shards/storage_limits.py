@@ -12,6 +12,7 @@ from pathlib import Path
 from shards.shard_files import LocalFile
 from shards.storage import Location
 
+_NETWORK_FILE_SYSTEMS = frozenset({"nfs", "nfs4", "cifs", "smb3", "lustre", "ceph", "gpfs", "beegfs", "glusterfs"})
 _SAMPLE, _PIECE = 8 << 20, 128 << 10
 """Bytes looked at, in pieces of about a frame."""
 
@@ -27,24 +28,46 @@ class Limit:
 
 def storage_limits(path: Location) -> list[Limit]:
     """Walls of reading from `path`: its device or network, memory, checksums of one core."""
-    return [_device(path) if isinstance(path, Path) else _network(), _memory(), _checksums()]
-
-
-def _device(path: Path) -> Limit:
-    facts = path.stat()
+    if not isinstance(path, Path):
+        return [_network(), _memory(), _checksums()]
     source, kind = _mount(path)
-    name = f"{kind} on {source}"
-    device = Path(f"/sys/dev/block/{os.major(facts.st_dev)}:{os.minor(facts.st_dev)}")
+    number = path.stat().st_dev
+    device = Path(f"/sys/dev/block/{os.major(number)}:{os.minor(number)}")
+    network = [_network()] if kind in _NETWORK_FILE_SYSTEMS else []
+    return [device_limit(f"{kind} on {source}", device), *network, _memory(), _checksums()]
+
+
+def device_limit(name: str, device: Path) -> Limit:
+    """What a block device can give by its own account. device: its folder of /sys/dev/block, which may not exist."""
     if not device.exists():
         return Limit(name, None, "no block device of this machine: a network or memory file system")
     queue = next((each / "queue" for each in (device, device.resolve().parent) if (each / "queue").is_dir()), None)
     if queue is None:
         return Limit(name, None, "a block device that does not say what it is")
-    virtual = device.resolve().name.startswith("vd")
-    rotates = (queue / "rotational").read_text(encoding="ascii").strip() == "1"
-    turning = "a disk that turns: about 8 ms to seek, 150 MB/s" if rotates else "a solid-state disk"
-    what = "a virtual disk: what is behind it cannot be seen" if virtual else turning
-    return Limit(name, None, f"{what}; its speed is what is measured here")
+    if device.resolve().name.startswith("vd"):
+        return Limit(name, None, "a virtual disk: what is behind it cannot be seen; its speed is what is measured here")
+    if (queue / "rotational").read_text(encoding="ascii").strip() == "1":
+        return Limit(name, 150e6, "a disk that turns, as they usually are; about 8 ms for each seek")
+    link = _pcie_rate(device.resolve())
+    if link is not None:
+        return Limit(name, link, "a solid-state disk: what its PCIe link can carry")
+    return Limit(name, None, "a solid-state disk; its speed is what is measured here")
+
+
+def _pcie_rate(device: Path) -> float | None:
+    """Bytes per second of the link that an NVMe disk hangs on; None for other disks and links that do not say."""
+    if not device.name.startswith("nvme"):
+        return None
+    card = next((each for each in device.parents if (each / "current_link_speed").is_file()), None)
+    if card is None:
+        return None
+    speed = (card / "current_link_speed").read_text(encoding="ascii").split()  # such as "16.0 GT/s PCIe"
+    width = (card / "current_link_width").read_text(encoding="ascii").strip()
+    if speed[1:2] != ["GT/s"] or not width.isdecimal() or int(width) == 0:
+        return None
+    transfers = float(speed[0]) * 1e9
+    coding = 0.8 if transfers < 8e9 else 128 / 130  # PCIe up to 2.0, and since 3.0
+    return transfers * coding * int(width) / 8
 
 
 def _mount(path: Path) -> tuple[str, str]:

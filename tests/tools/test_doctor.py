@@ -15,6 +15,7 @@ from shards.reader import ShardSet
 from shards.sets.sparse_set import SparseSet, write_sparse_set
 from shards.shard_files import SlowStorage
 from shards.speed import Measured, StorageSpeed, Target, measure_reads, targets_of_folder, targets_of_set
+from shards.storage_limits import device_limit
 from tests.servers import range_server
 from tests.shards.small_tree import build_set, label_maps, write_tree
 from tools import doctor as tool
@@ -124,6 +125,33 @@ def test_shards_of_a_set_are_measured_as_the_set_opens_them(root):
     with ShardSet.open(root) as shard_set:
         (target,) = targets_of_set(shard_set)
         assert target.file.read([(0, 5)]) == [b"video"]
+
+
+@pytest.mark.parametrize(
+    ("name", "rotational", "link", "rate"),
+    [
+        ("sda", "1", None, 150e6),
+        ("sdb", "0", None, None),
+        ("vda", "1", None, None),
+        ("nvme0n1", "0", ("16.0 GT/s PCIe", "4"), 16e9 * 128 / 130 * 4 / 8),
+        ("nvme0n1", "0", ("5.0 GT/s PCIe", "2"), 1e9),
+        ("nvme0n1", "0", ("Unknown", "255"), None),
+        ("nvme0n1", "0", None, None),
+    ],
+)
+def test_a_disk_says_what_its_kind_and_link_allow(tmp_path, name, rotational, link, rate):
+    card = tmp_path / "0000:01:00.0"
+    (card / "nvme" / name / "queue").mkdir(parents=True)
+    (card / "nvme" / name / f"{name}p1").mkdir()
+    (card / "nvme" / name / "queue" / "rotational").write_text(f"{rotational}\n")
+    if link is not None:
+        (card / "current_link_speed").write_text(f"{link[0]}\n")
+        (card / "current_link_width").write_text(f"{link[1]}\n")
+    for device in (card / "nvme" / name, card / "nvme" / name / f"{name}p1"):
+        (tmp_path / "259:0").unlink(missing_ok=True)
+        (tmp_path / "259:0").symlink_to(device)
+        assert device_limit("disk", tmp_path / "259:0").bytes_per_second == (rate and pytest.approx(rate))
+    assert "no block device" in device_limit("disk", tmp_path / "1:2").note
 
 
 def test_reads_of_the_same_bytes_are_no_measure_of_the_storage(tmp_path):
