@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from pipelines.order.curriculum import Table
+
 
 @dataclass(frozen=True, slots=True)
 class Limits:
@@ -40,6 +42,14 @@ def check_numbers(name: str, value: Any, limits: Limits) -> Any:
     if not limits.admit(numbers):
         raise ValueError(f"{name} must be {limits}, got {value!r}")
     return numbers[0] if limits.length == 1 else tuple(numbers)
+
+
+def table_of(name: str, rows: Any, limits: Limits) -> Table:
+    """A field that is a table, or rows of one as YAML gives them; ValueError, naming it, for values that do not fit."""
+    table = rows if isinstance(rows, Table) else Table(rows)
+    for _, value in table.rows:
+        check_numbers(name, int(value) if limits.whole and value == int(value) else value, limits)
+    return table
 
 
 def set_checked(recipe: object, limits: Mapping[str, Limits]) -> None:

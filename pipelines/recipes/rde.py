@@ -24,7 +24,7 @@ from pipelines.augmentation import (
 from pipelines.order.curriculum import Table
 from pipelines.order.sampling import annotated_frames
 from pipelines.order.streams import Stream, StreamName
-from pipelines.recipes.limits import Limits, check_numbers
+from pipelines.recipes.limits import Limits, check_numbers, table_of
 from pipelines.recipes.request import ClipRequest
 from pipelines.types import IMAGENET, AreaRule, ClipPlan, ClipSteps, Normalisation
 from shards.masks import FrameObjects
@@ -80,6 +80,8 @@ class RdeVideo:
     flip: float = 0.5
     crop_area: tuple[float, float] = (0.36, 1.0)
     """Fraction of the image that the crop keeps."""
+    smallest_crop: Table | None = None
+    """Smallest of these fractions by progress, in place of the first of crop_area; None: it never changes."""
     crop_aspect: tuple[float, float] = (3 / 4, 4 / 3)
     clip_jitter: Jitter = CLIP_JITTER
     grayscale: float = 0.05
@@ -106,9 +108,10 @@ class RdeVideo:
             object.__setattr__(self, name, check_numbers(name, value, LIMITS[name]))
         object.__setattr__(self, "clip_jitter", Jitter(*self.clip_jitter))
         object.__setattr__(self, "frame_jitter", Jitter(*self.frame_jitter))
-        object.__setattr__(self, "max_gap", self.max_gap if isinstance(self.max_gap, Table) else Table(self.max_gap))
-        for _, max_gap in self.max_gap.rows:
-            check_numbers("max_gap", max_gap, Limits(1, 1))
+        object.__setattr__(self, "max_gap", table_of("max_gap", self.max_gap, Limits(1, 1)))
+        if self.smallest_crop is not None:
+            limits = Limits(1, LIMITS["crop_area"].low, self.crop_area[1])
+            object.__setattr__(self, "smallest_crop", table_of("smallest_crop", self.smallest_crop, limits))
         if self.area_rule is not None:
             rule = self.area_rule
             numbers = (rule.large, rule.small, rule.later) if isinstance(rule, AreaRule) else rule
@@ -155,13 +158,19 @@ class RdeVideo:
             steps=_record(view, colours),
         )
 
+    def _areas(self, request: ClipRequest) -> tuple[float, float]:
+        """Range of the fraction of the image that a crop of this step keeps."""
+        if self.smallest_crop is None:
+            return self.crop_area
+        return self.smallest_crop.at(request.step, request.steps), self.crop_area[1]
+
     def _view(self, request: ClipRequest, trial: int) -> _View:
         frames = self._choose_frames(request, trial)
         videos = request.shard_set.videos
         height, width = int(videos.height[request.video]), int(videos.width[request.video])
         stream = request.stream(StreamName.CROP, trial=trial)
         flip_width = width if stream.happens(self.flip) else None
-        crop = draw_crop(stream, height, width, self.crop_area, self.crop_aspect)
+        crop = draw_crop(stream, height, width, self._areas(request), self.crop_aspect)
         angles = 2 * request.stream(StreamName.AFFINE, trial=trial).uniforms(2 * self.num_frames) - 1
         rotations, shears = self.rotation * angles[: self.num_frames], self.shear * angles[self.num_frames :]
         affines = affine_matrices(rotations, shears, self.size)

@@ -15,7 +15,7 @@ from pipelines.augmentation import Crop, Matrix, crop_matrix, sees_any
 from pipelines.order.curriculum import Table
 from pipelines.order.sampling import annotated_frames
 from pipelines.order.streams import Stream, StreamName
-from pipelines.recipes.limits import Limits, check_choice, check_flags, check_numbers, set_checked
+from pipelines.recipes.limits import Limits, check_choice, check_flags, set_checked, table_of
 from pipelines.recipes.request import ClipRequest
 from pipelines.types import IMAGENET, AreaRule, ClipPlan, Content, LabelRules, Normalisation, StmCycleSteps
 
@@ -54,6 +54,8 @@ class StmCycle:
     """
 
     num_frames: int = 3
+    clip_length: Table | None = None
+    """Frames of a clip by progress, each 2 .. num_frames; None: num_frames throughout."""
     num_slots: int = 5
     size: tuple[int, int] = (240, 427)
     """Height and width of the canvas in pixels. A frame is made as large as fits, its aspect kept; what it leaves of
@@ -101,9 +103,10 @@ class StmCycle:
         check_flags(self, FLAGS)
         check_choice("slots", self.slots, SLOT_RULES)
         check_choice("normalise", self.normalise, tuple(NORMALISATIONS))
-        object.__setattr__(self, "max_gap", self.max_gap if isinstance(self.max_gap, Table) else Table(self.max_gap))
-        for _, max_gap in self.max_gap.rows:
-            check_numbers("max_gap", max_gap, Limits(1, 1))
+        object.__setattr__(self, "max_gap", table_of("max_gap", self.max_gap, Limits(1, 1)))
+        if self.clip_length is not None:
+            lengths = table_of("clip_length", self.clip_length, Limits(1, 2, self.num_frames, whole=True))
+            object.__setattr__(self, "clip_length", lengths)
 
     @property
     def min_frames(self) -> int:
@@ -154,7 +157,7 @@ class StmCycle:
             object_ids=self._order_objects(request.stream(StreamName.OBJECTS, trial=trial), objects.ids.tolist()),
             size=self.size,
             matrices=matrices[:, :2].astype(np.float32),
-            colours=np.tile(_colour_matrix(numbers), (self.num_frames, 1, 1)),
+            colours=np.tile(_colour_matrix(numbers), (len(frames), 1, 1)),
             fill=BLACK,
             damage_key=request.stream(StreamName.DAMAGE).key(),
             damage_iou=None,
@@ -175,7 +178,8 @@ class StmCycle:
         top, right, bottom, left = (round(sides[axis] * stream.uniform(0, self.cut)) for axis in (0, 1, 0, 1))
         sheared = stream.uniform(-1, 1) * self.corner_shear[0], stream.uniform(-1, 1) * self.corner_shear[1]
         scale, shear = angles.uniform(*self.scale), angles.uniform(-self.shear, self.shear)
-        rotations = (self.rotation * (2 * angles.uniforms(self.num_frames) - 1)).tolist()
+        length = self._length(request)
+        rotations = (self.rotation * (2 * angles.uniforms(length) - 1)).tolist()
         colour = request.stream(StreamName.COLOUR)
         return StmCycleSteps(
             backend=self.published or "imgaug",
@@ -184,17 +188,21 @@ class StmCycle:
             cut=(top, right, bottom, left),
             scale=scale,
             shear=shear,
-            rotations=tuple(rotations if self.rotate_each_frame else rotations[:1] * self.num_frames),
+            rotations=tuple(rotations if self.rotate_each_frame else rotations[:1] * length),
             contrast=colour.uniform(1 - self.contrast, 1 + self.contrast),
             brightness=colour.uniform(-self.brightness, self.brightness),
             flip=flip,
         )
 
+    def _length(self, request: ClipRequest) -> int:
+        """Frames of the clips of this step."""
+        return self.num_frames if self.clip_length is None else int(self.clip_length.at(request.step, request.steps))
+
     def _choose_frames(self, request: ClipRequest, trial: int) -> tuple[int, ...]:
         rows = annotated_frames(request.shard_set, request.video)
         reach = min(max(1, int(self.max_gap.at(request.step, request.steps)) // request.gap_step), self.largest_gap)
         stream = request.stream(StreamName.FRAMES, trial=trial)
-        return tuple(rows[choose_positions(stream, len(rows), reach, self.num_frames)].tolist())
+        return tuple(rows[choose_positions(stream, len(rows), reach, self._length(request))].tolist())
 
     def _order_objects(self, stream: Stream, ids: list[int]) -> tuple[int, ...]:
         if self.slots == "visible":

@@ -236,6 +236,21 @@ def test_frame_angles_cover_their_ranges_and_differ_within_a_clip():
 # Options
 
 
+def test_the_smallest_crop_switches_at_its_step_and_moves_nothing_else():
+    fakes, plain = FakeSet([FakeVideo(num_frames=40)]), RdeVideo()
+    recipe = make_recipe("rde_video", {"smallest_crop": [[0, 0.6], [0.5, 0.04]]})
+    areas = {}
+    for step in (49, 50):
+        plans = [recipe.plan(request(fakes, n, step=step, steps=100)) for n in range(200)]
+        heights, widths = np.array([plan.steps.crop[2:] for plan in plans]).T
+        areas[step] = heights * widths / (480 * 854)
+        same = [plain.plan(request(fakes, n, step=step, steps=100)).frames for n in range(200)]
+        assert [plan.frames for plan in plans if not plan.trial] == [
+            frames for plan, frames in zip(plans, same, strict=True) if not plan.trial
+        ]
+    assert areas[49].min() > 0.59 and 0.04 <= areas[50].min() < 0.1
+
+
 def test_options_from_yaml_become_a_recipe():
     recipe = make_recipe("rde_video", {"size": 96, "max_gap": [[0.0, 3]], "crop_area": [0.25, 1], "damage_iou": None,
                                        "clip_jitter": [0, 0.1, 0.2]})  # fmt: skip
@@ -267,6 +282,7 @@ def test_defaults_are_the_published_values():
         ("rde_video", {"max_gap": [[0, 5], [0.5, 0]]}, "max_gap must be a number of at least 1, got 0.0"),
         ("rde_video", {"num_frames": True}, "num_frames must be a whole number of at least 1, got True"),
         ("rde_video", {"size": [True, 8]}, "size must be 2 whole numbers of at least 1, got"),
+        ("rde_video", {"smallest_crop": [[0, 2]]}, "smallest_crop must be a number within 1e-06..1"),
         ("rde_video", {"max_gap": 5}, "a table is a list of rows"),
         ("rde_video", {"max_gap": [[0.5, 5]]}, "starts with a row at progress 0"),
         ("rde_video", {"size": [1, 2, 3]}, "size must be 2 whole numbers of at least 1, got"),

@@ -67,6 +67,16 @@ def test_gaps_grow_by_five_for_davis_and_by_one_for_youtube_vos_every_five_passe
         assert max(gaps) > 0.93 * expected
 
 
+@pytest.mark.parametrize("kind", [StmCycle, StmCycleDali])
+def test_clips_grow_at_an_exact_step_and_share_their_first_numbers(kind: type[StmCycle]) -> None:
+    recipe, fakes = kind(num_frames=4, clip_length=[[0, 2], [0.25, 4]]), FakeSet([FakeVideo(num_frames=30)])
+    short, grown = (recipe.plan(request(fakes, 7, step=step)) for step in (59, 60))
+    assert (len(short.frames), short.matrices.shape, short.colours.shape) == (2, (2, 2, 3), (2, 3, 4))
+    assert (len(grown.frames), grown.matrices.shape, grown.colours.shape) == (4, (4, 2, 3), (4, 3, 4))
+    assert np.array_equal(short.matrices, grown.matrices[:2])
+    assert np.array_equal(grown.matrices, kind(num_frames=4).plan(request(fakes, 7, step=60)).matrices)
+
+
 def test_frames_are_chosen_again_until_the_first_shows_an_object_but_not_by_the_dali_backend() -> None:
     boxes = [{} if position % 2 else {1: EVERYWHERE} for position in range(60)]
     shard_set = FakeSet([FakeVideo(boxes=boxes)])
@@ -304,6 +314,8 @@ def test_the_dali_backend_normalises_all_channels_alike() -> None:
         ({"normalise": "none"}, "normalise must be one of imagenet, scalar"),
         ({"eroded_masks": 1}, "eroded_masks must be true or false, got 1"),
         ({"cut": 0.5}, "cut must be a number within 0..0.45"),
+        ({"clip_length": [[0, 1]]}, "clip_length must be a whole number within 2..3, got 1"),
+        ({"clip_length": [[0, 2.5]]}, "clip_length must be a whole number within 2..3, got 2.5"),
         ({"max_gap": [[0, 0]]}, "max_gap must be a number of at least 1"),
     ],
 )
