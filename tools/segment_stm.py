@@ -37,6 +37,7 @@ class StmArguments:
 
     names = (
         "box",
+        "fill_box",
         "correct",
         "correction_rate",
         "clamp",
@@ -59,6 +60,12 @@ class StmArguments:
             metavar="HxW",
             help=f"pixels that frames fill as far as their aspect allows (default: {BOX[0]}x{BOX[1]}; "
             "--shorter-side goes before it)",
+        )
+        group.add_argument(
+            "--fill-box",
+            action="store_const",
+            const=True,
+            help="fill the rest of the box with black, as published (default: frames are as large as fits, not padded)",
         )
         group.add_argument(
             "--max-kept", type=_positive_or_all, metavar="N", help="frames in memory at most (default: 40), or all"
@@ -93,12 +100,15 @@ class StmArguments:
         )
 
     def sight(self, arguments: Namespace, protocol: SegmentationProtocol) -> Sight:
-        """See MethodArguments. Nothing is padded: the network takes frames of any size."""
+        """See MethodArguments. Nothing is padded unless asked for: the network takes frames of any size."""
+        if arguments.fill_box and arguments.shorter_side is not None:
+            raise UsageError("--fill-box is about the box, which --shorter-side replaces: leave one of them out")
         native = arguments.shorter_side == "native"
         shorter_side = None if native else arguments.shorter_side
         return Sight(
             shorter_side=shorter_side,
             box=None if native or shorter_side is not None else arguments.box or BOX,
+            fill_box=bool(arguments.fill_box),
             multiple=1,
             smallest=16,
             images="bilinear",

@@ -28,7 +28,8 @@ class Sight:
     """The sizes a model works at; the defaults are RDE's.
 
     shorter_side: pixels of it, None: frames stay as they are. box: (height, width) that frames fill as far as their
-    aspect allows, in place of shorter_side. multiple: of the padded sides; smallest: multiples that they have at least.
+    aspect allows, in place of shorter_side; with fill_box, black fills the rest of it. multiple: of the padded sides;
+    smallest: multiples that they have at least.
     images, masks, results: how frames, given masks and probabilities are resized; `truncated` masks are interpolated
     linearly and lose every pixel that is not the object's alone (as STM-Cycle's published runs did). normalise: by the
     numbers a model was trained with.
@@ -36,12 +37,22 @@ class Sight:
 
     shorter_side: int | None = None
     box: tuple[int, int] | None = None
+    fill_box: bool = False
     multiple: int = 16
     smallest: int = SMALLEST_SIDE
     images: Literal["bicubic", "bilinear"] = "bicubic"
     masks: Literal["nearest", "truncated"] = "nearest"
     results: Literal["bilinear", "nearest"] = "bilinear"
     normalise: Literal["imagenet", "scalar"] = "imagenet"
+
+    def __post_init__(self) -> None:
+        """Raise ValueError for a box to fill that is not there, or is not what `multiple` and `smallest` ask for."""
+        sides = self.box or (0, 0)
+        if self.fill_box and any(side % self.multiple or side < max(1, self.smallest) for side in sides):
+            raise ValueError(
+                f"fill_box needs a box with sides of {self.smallest} or more, multiples of {self.multiple}; "
+                f"box is {self.box}"
+            )
 
     def settings(self) -> dict[str, Any]:
         """What results depend on, as JSON values: the shorter side, and whatever is not the default."""
@@ -82,10 +93,15 @@ class View:
         return self.sight.seen_size(self.size)
 
     def image(self, pixels: Tensor) -> tuple[Tensor, Padding]:
-        """(H, W, 3) uint8 -> (1, 3, H', W') float32: normalised first, then resized, then padded with the mean."""
+        """(H, W, 3) uint8 -> (1, 3, H', W') float32: normalised first, then resized, then padded.
+
+        With the mean, but a box is filled with black.
+        """
         image = self._normalised(pixels)
         if self.seen_size != self.size:
             image = F.interpolate(image, self.seen_size, mode=self.sight.images, align_corners=False)
+        if self.sight.fill_box:
+            return self._filled(image, self._normalised(torch.zeros(1, 1, 3, device=self.device)))
         return self._padded(image)
 
     def masks(self, labels: LabelMap, ids: Sequence[int] | NDArray[np.uint8]) -> Tensor:
@@ -98,7 +114,7 @@ class View:
             else:
                 soft = F.interpolate(masks, self.seen_size, mode="bilinear", align_corners=False)
                 masks = (soft >= FULL).float()
-        return self._padded(masks)[0]
+        return self._filled(masks, masks.new_zeros(()))[0] if self.sight.fill_box else self._padded(masks)[0]
 
     def positions(self, probabilities: Tensor, padding: Padding) -> Tensor:
         """(H, W) uint8, the most probable of background and objects, from probabilities (1, 1+O, H', W')."""
@@ -107,6 +123,15 @@ class View:
             corners = False if self.sight.results == "bilinear" else None
             probabilities = F.interpolate(probabilities, self.size, mode=self.sight.results, align_corners=corners)
         return probabilities[0].argmax(0).to(torch.uint8)
+
+    def _filled(self, frames: Tensor, colour: Tensor) -> tuple[Tensor, Padding]:
+        """Frames (1, C, h, w) in the middle of the box, the rest of it of one colour, () or (1, C, 1, 1)."""
+        assert self.sight.box is not None
+        (height, width), (tallest, widest) = frames.shape[2:], self.sight.box
+        top, left = (tallest - height) // 2, (widest - width) // 2
+        filled = colour.expand(1, frames.shape[1], tallest, widest).clone()
+        filled[:, :, top : top + height, left : left + width] = frames
+        return filled, Padding(left, widest - width - left, top, tallest - height - top)
 
     def _padded(self, frames: Tensor) -> tuple[Tensor, Padding]:
         return pad_to_multiple(frames, self.sight.multiple, smallest=self.sight.smallest)

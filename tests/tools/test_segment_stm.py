@@ -10,7 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
-from models.stm import Stm
+from models.stm import Query, Stm
 from tests.trainers.small_videos import HEIGHT, WIDTH, label_map, write_tree
 from tests.trainers.small_youtube import BEGINS, write_youtube_tree
 from tests.trainers.stm_clips import small_stm
@@ -106,6 +106,23 @@ def test_cycle_erf_pictures_have_the_size_of_the_frames(
     assert heat.max() <= 258
     assert heat.std() > 10
     assert "2 cycle-ERF pictures of 1 videos" in capsys.readouterr().out
+
+
+def test_a_filled_box_is_what_the_model_sees(
+    weights: Path, tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen, encode = set(), Stm.encode_query
+
+    def watch(model: Stm, images: torch.Tensor) -> Query:
+        seen.add(tuple(images.shape[2:]))
+        return encode(model, images)
+
+    monkeypatch.setattr(Stm, "encode_query", watch)
+    assert run_segment(weights, tree, tmp_path / "out", "--box", "32x60", "--fill-box") == 0
+    assert seen == {(32, 60)}
+    assert json.loads((tmp_path / "out" / "segment.json").read_text())["fill_box"] is True
+    with pytest.raises(UsageError, match="--shorter-side replaces"):
+        run_segment(weights, tree, tmp_path / "out", "--fill-box", "--shorter-side", "32")
 
 
 def test_details_of_the_correction_need_the_correction(weights: Path, tree: Path, tmp_path: Path) -> None:

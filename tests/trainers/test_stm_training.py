@@ -12,7 +12,8 @@ import torch
 
 from models.released import load
 from models.stm import Stm
-from tests.trainers.small_runs import assert_equal_states, build_shards, plain_config
+from tests.trainers.small_runs import assert_equal_states, build_shards, plain_config, write_config
+from tests.trainers.test_distributed import reports_of, start_ranks
 from trainers.config import Config, ConfigError, load_config, make_config
 from trainers.costs.stm_step import LOOP, OURS, StmStepSize, time_stm_steps
 from trainers.methods import METHODS
@@ -82,6 +83,25 @@ def test_a_run_starts_from_the_weights_of_a_file(shards: Path, tmp_path: Path) -
     torch.save({"epoch": 3, "state_dict": given.state_dict(), "max_skip": [5]}, path)
     train(config_of(values | {"start_from": str(path)}))
     _assert_equal(read_checkpoint(tmp_path / "run" / "checkpoint-0.pt").model, given.state_dict())
+
+
+def test_two_ranks_train_as_one(shards: Path, tmp_path: Path) -> None:
+    """One clip each: only the sum of two gradients is taken elsewhere, so losses differ by rounding."""
+    for name in ("one", "two"):
+        values = stm_values(shards, tmp_path / name) | {"report_every": 1}
+        values["stages"][0]["accumulate"] = 2 if name == "one" else 1
+        if name == "one":
+            train(config_of(values))
+            continue
+        process = start_ranks(write_config(tmp_path / "two.yaml", values))
+        assert process.wait(240) == 0, (tmp_path / "two.log").read_text()
+        assert "Warning" not in (tmp_path / "two.log").read_text()
+    one, two = (reports_of(tmp_path / name) for name in ("one", "two"))
+    assert len(one) == 4
+    for number in ("loss", "forward", "cycle", "gates_open", "iou_loss"):
+        assert [report[number] for report in one] == pytest.approx([report[number] for report in two], rel=1e-3), number
+    (start,) = reports_of(tmp_path / "two", "start")
+    assert (start["world_size"], start["stages"][0]["clips_per_rank"]) == (2, 1)
 
 
 @pytest.mark.parametrize("name", ["stm_cycle", "stm_cycle_dali", "stm_cycle_corrected"])

@@ -35,6 +35,26 @@ def test_a_frame_is_not_padded_where_any_size_will_do() -> None:
     assert padding == NOTHING
 
 
+def test_a_box_is_filled_with_black_around_the_frame_and_comes_off_again() -> None:
+    sight = Sight(box=(40, 48), fill_box=True, multiple=1, smallest=16)
+    view = View((24, 16), CPU, sight)  # becomes 40 x 26: 11 columns on either side
+    image, padding = view.image(torch.full((24, 16, 3), 255, dtype=torch.uint8))
+    assert (image.shape, padding) == ((1, 3, 40, 48), Padding(11, 11, 0, 0))
+    assert image[0, :, 7, 10].tolist() == pytest.approx([-0.485 / 0.229, -0.456 / 0.224, -0.406 / 0.225])
+    torch.testing.assert_close(image[0, 0, :, 11:37], torch.full((40, 26), (1 - 0.485) / 0.229))
+    masks = view.masks(np.full((24, 16), 5, np.uint8), [5])
+    assert torch.equal(masks[0, 0].any(0).nonzero()[:, 0], torch.arange(11, 37))
+    found = view.positions(torch.cat([1 - masks, masks], 1), padding)
+    assert torch.equal(found, torch.ones(24, 16, dtype=torch.uint8))
+    assert sight.settings()["fill_box"] is True
+
+
+def test_a_box_to_fill_must_be_one_the_model_takes() -> None:
+    for box in (None, (240, 427)):
+        with pytest.raises(ValueError, match="needs a box with sides of 32 or more, multiples of 16"):
+            Sight(box=box, fill_box=True)
+
+
 def test_pixels_are_normalised_by_the_numbers_asked_for() -> None:
     pixels = torch.full((16, 16, 3), 153, dtype=torch.uint8)
     image, _ = View((16, 16), CPU, Sight(smallest=16)).image(pixels)
