@@ -9,6 +9,7 @@ from typing import get_args
 from models.target_memory import Growth
 from pipelines.first_frame.plans import Hole
 from tools.cli import Parser
+from trainers.methods import METHODS
 from trainers.prediction.plan import SegmentationProtocol
 from trainers.segmenters.mtmfi import Merging, MtmfiOptions
 from trainers.views import Sight
@@ -61,4 +62,4 @@ class MtmfiArguments:
     def sight(self, arguments: Namespace, protocol: SegmentationProtocol) -> Sight:
         """See MethodArguments. Frames are seen as they are, without padding, unless --shorter-side is given."""
         side = arguments.shorter_side
-        return Sight(shorter_side=None if side in (None, "native") else side, multiple=1, smallest=1)
+        return METHODS["mtmfi"].sight(None if side in (None, "native") else side)

@@ -164,8 +164,9 @@ class Validation:
     split: str | None = None
     # The first so many videos of the split; null: all.
     videos: Count | None = None
-    # The sizes the model works at; the defaults are RDE's.
-    sight: SeenAs = dataclasses.field(default_factory=SeenAs)
+    # The sizes the model works at; null: its method's, as for segment.py. Given, it holds in full: what it leaves out
+    # has RDE's value.
+    sight: SeenAs | None = None
 
 
 @dataclass(frozen=True, config=STRICT)

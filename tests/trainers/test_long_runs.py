@@ -4,24 +4,32 @@ from __future__ import annotations
 
 import json
 import logging
+from argparse import Namespace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import yaml
+from torch import nn
 
 from tests.trainers.small_runs import assert_equal_states, build_shards, plain_config, small_config
 from tests.trainers.test_stages_of_two_kinds import build_stills
 from tools.evaluate import evaluate_results
 from tools.segment import segment
+from tools.segment_methods import METHOD_ARGUMENTS
 from tools.train import train_tool
-from trainers.config import ConfigError, make_config
+from trainers.config import ConfigError, SeenAs, Validation, make_config
+from trainers.methods import METHODS
+from trainers.prediction.files import OutputForm
+from trainers.prediction.plan import SEGMENTATION_PROTOCOLS
 from trainers.records.checkpoints import list_checkpoints, load_model, read_checkpoint
 from trainers.records.journal import read_journal
+from trainers.running.distributed import Ranks, Threads
 from trainers.running.loop import Ending, NonFiniteLossError
+from trainers.running.stages import Place
 from trainers.running.training import Start, train
-from trainers.running.validation import BEST_FILE, MEASURE
+from trainers.running.validation import BEST_FILE, MEASURE, ValidationAbandonedError, Validator
 
 
 @pytest.fixture(scope="module")
@@ -72,6 +80,29 @@ def test_validation_gives_the_figures_of_the_tools(validated: Path, shards: Path
     evaluate_results([str(out), str(shards), "--jobs", "1", "--output", str(tmp_path / "scores")])
     text = "".join(path.read_text() for path in (tmp_path / "scores").glob("*.json"))
     assert all(repr(records[-1][name]) in text for name in ("J&F-Mean", "J-Mean", "F-Mean")), text
+
+
+@pytest.mark.parametrize("method", list(METHODS))
+def test_validation_sees_and_follows_as_the_tool_does(
+    shards: Path, monkeypatch: pytest.MonkeyPatch, method: str
+) -> None:
+    names = [name for group in METHOD_ARGUMENTS.values() for name in group.names]
+    nothing = Namespace(**dict.fromkeys(names), shorter_side=None, mem_every=None, amp=False)
+    protocol, seen = SEGMENTATION_PROTOCOLS["davis2017"], []
+
+    def note(_segmenter: object, _source: object, _plan: object, _folder: Path, form: OutputForm, **_: object) -> None:
+        seen.append(form.sight)
+        raise ValidationAbandonedError
+
+    monkeypatch.setattr("trainers.running.validation.segment_to_folder", note)
+    monkeypatch.setattr(METHODS[method], "segmenter", lambda _model: None)
+    place = Place(Ranks(), torch.device("cpu"), Threads(1, 1))
+    for sight in (None, SeenAs(box=(48, 64))):
+        options = Validation(shards, every=1, split="val", sight=sight)
+        assert Validator(options, method, place).score(nn.Identity(), None, lambda: False, lambda: None) is None
+    assert seen == [METHOD_ARGUMENTS[method].sight(nothing, protocol), SeenAs(box=(48, 64))]
+    follows = METHOD_ARGUMENTS[method].options(nothing, protocol)
+    assert follows == type(follows)()  # which is what a segmenter without options has
 
 
 def test_a_network_of_still_images_is_validated_without_its_later_memory(shards: Path, tmp_path: Path) -> None:

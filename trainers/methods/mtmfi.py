@@ -18,6 +18,7 @@ from models.released_mtmfi import read_model
 from models.weight_files import load_strictly, require_finite
 from trainers.choices import STRICT, Count, Number
 from trainers.segmenters.mtmfi import MtmfiOptions, MtmfiSegmenter
+from trainers.views import Sight
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -79,3 +80,7 @@ class MtmfiMethod:
         """See Method."""
         assert isinstance(model, Mtmfi)
         return MtmfiSegmenter(model, options or MtmfiOptions())
+
+    def sight(self, shorter_side: int | None) -> Sight:
+        """See Method: frames as they are, without padding."""
+        return Sight(shorter_side=shorter_side, multiple=1, smallest=1)

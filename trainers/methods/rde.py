@@ -17,6 +17,7 @@ from models.released_rde import advance, start_from
 from trainers.choices import STRICT, Number
 from trainers.objectives.rde_parts import CommonOptions
 from trainers.segmenters.rde import RdeOptions, RdeSegmenter
+from trainers.views import Sight
 
 logger = logging.getLogger(__name__)
 
@@ -78,3 +79,7 @@ class RdeMethod:
         assert isinstance(model, Rde)
         usual = RdeOptions() if model.mem_compress is not None else RdeOptions("two-frames")
         return RdeSegmenter(model, options or usual)
+
+    def sight(self, shorter_side: int | None) -> Sight:
+        """See Method: frames as they are, padded to multiples of 16."""
+        return Sight(shorter_side=shorter_side)

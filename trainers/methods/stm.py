@@ -16,6 +16,10 @@ from models.stm import Arch, Stm, base_channels
 from trainers.choices import STRICT, Number
 from trainers.objectives.stm_cycle import StmCycleOptions
 from trainers.segmenters.stm import StmOptions, StmSegmenter
+from trainers.views import Sight
+
+BOX = (240, 427)
+"""Height and width that frames fill as far as their aspect allows, in published results."""
 
 
 def _width(value: float) -> float:
@@ -61,3 +65,8 @@ class StmMethod:
         """See Method."""
         assert isinstance(model, Stm)
         return StmSegmenter(model, options or StmOptions())
+
+    def sight(self, shorter_side: int | None) -> Sight:
+        """See Method: frames fill BOX, and nothing is padded: the network takes any size."""
+        box = BOX if shorter_side is None else None
+        return Sight(shorter_side=shorter_side, box=box, multiple=1, smallest=16, images="bilinear")

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from trainers.segmenters import Segmenter
+from trainers.views import Sight
 
 
 class Method(Protocol):
@@ -35,3 +36,6 @@ class Method(Protocol):
 
     def segmenter(self, model: nn.Module, options: Any | None = None) -> Segmenter:
         """Follows objects with `model`, in the published way unless options say otherwise."""
+
+    def sight(self, shorter_side: int | None) -> Sight:
+        """The sizes its published results were made at; shorter_side: pixels, where something else asks for them."""

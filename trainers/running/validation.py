@@ -58,7 +58,8 @@ class Validator:
         self._videos = choose_videos(self._source, split, None)[: options.videos]
         shown = [plan_video(self._source, video, rules, _no_frames) for video in self._videos]
         self._plans = share_videos(shown, place.ranks)
-        self._form = OutputForm(place.device, options.sight, rules.png)
+        sight = options.sight or METHODS[method].sight(rules.shorter_side)
+        self._form = OutputForm(place.device, sight, rules.png)
 
     def score(
         self,
