@@ -138,7 +138,9 @@ def test_the_config_of_the_stage_is_kept(config: Config, tmp_path: Path) -> None
     two = make_config(
         plain_config(Path("data"), tmp_path, stages=[_named(config, "a"), _named(config, "b")]), source="test"
     )
+    two = replace(two, model=replace(two.model, key_weights=tmp_path / "not_there.pth"), start_from=tmp_path / "x.pt")
     alone = _one_stage(two, 1, 0)
+    assert (alone.model.key_weights, alone.start_from) == (None, None)
     assert alone.seed == two.seed + 1
     assert [(stage.name, stage.steps) for stage in alone.stages] == [("b", two.stages[1].steps)]
 

@@ -9,8 +9,9 @@ import zlib
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field, replace
-from typing import get_args
+from dataclasses import dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any, get_args
 
 import numpy as np
 import torch
@@ -102,12 +103,15 @@ def measure(config: Config, *, stage: int = 0, step: int = 0, seconds: float = 6
 
 
 def _one_stage(config: Config, stage: int, step: int) -> Config:
-    """A run of that stage alone, with the same clips."""
+    """A run of that stage alone, with the same clips, from random weights: files of others need not be there."""
     if not 0 <= stage < len(config.stages) or not 0 <= step < config.stages[stage].steps:
         found = [(row.name, row.steps) for row in config.stages]
         raise ValueError(f"stage {stage} has no step {step}; stages and their steps are {found}")
     chosen = config.stages[stage]
-    return replace(config, stages=(chosen,), seed=config.seed + stage, start_from=None)
+    model: Any = config.model
+    files = {each.name: None for each in fields(model) if isinstance(getattr(model, each.name), Path)}
+    seed = config.seed + stage
+    return replace(config, stages=(chosen,), seed=seed, start_from=None, model=replace(model, **files))
 
 
 class _Measuring:
