@@ -70,7 +70,9 @@ def test_names_of_a_ddp_wrapper_are_recognised_in_the_error(small_model: Rde, tm
 
 def test_stage_0_weights_cannot_segment_and_say_what_to_do(tmp_path: Path) -> None:
     stage0 = Rde(width=0.25, stage0=True)
-    with pytest.raises(ValueError, match=r"found stage 0 \(4-channel .*; train a later stage from it \(tools/train.py with start_"):
+    with pytest.raises(
+        ValueError, match=r"found stage 0 \(4-channel .*; train a later stage from it \(tools/train.py with start_"
+    ):
         load(_saved(stage0.state_dict(), tmp_path))
 
 
