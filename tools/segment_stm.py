@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from argparse import ArgumentTypeError, Namespace
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,6 +14,8 @@ from tqdm import tqdm
 from models.stm import Stm
 from tools.cli import Parser
 from trainers.looking.cycle_erf import write_cycle_erf
+from trainers.methods import METHODS
+from trainers.methods.stm import BOX
 from trainers.prediction.files import OutputForm
 from trainers.prediction.plan import SegmentationProtocol, VideoPlan
 from trainers.prediction.videos import VideoSource
@@ -22,7 +25,6 @@ from trainers.views import Sight
 
 Normalise = Literal["imagenet", "scalar"]
 MaskResize = Literal["nearest", "truncated"]
-BOX = (240, 427)
 PICTURE_EVERY = 5
 
 
@@ -105,13 +107,10 @@ class StmArguments:
             raise UsageError("--fill-box is about the box, which --shorter-side replaces: leave one of them out")
         native = arguments.shorter_side == "native"
         shorter_side = None if native else arguments.shorter_side
-        return Sight(
-            shorter_side=shorter_side,
+        return dataclasses.replace(
+            METHODS["stm"].sight(shorter_side),
             box=None if native or shorter_side is not None else arguments.box or BOX,
             fill_box=bool(arguments.fill_box),
-            multiple=1,
-            smallest=16,
-            images="bilinear",
             masks=arguments.mask_resize or "nearest",
             normalise=arguments.normalise or "imagenet",
         )
