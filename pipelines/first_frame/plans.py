@@ -1,8 +1,8 @@
 """Samples of a first frame for fitting target models: the object cut out, moved and pasted onto the inpainted rest.
 
-Here are the numbers, and what they mean as matrices and kernels; `first_frame_pixels` applies them. Coordinates are
-those of the published code: pixel centres at whole numbers. Source: FRTM, Robinson et al. 2020, and MTMFI, whose
-augmenter is the same.
+Here are the numbers, and what they mean as matrices and kernels; pipelines/first_frame/pixels.py applies them.
+Coordinates are those of the published code: pixel centres at whole numbers. Source: FRTM, Robinson et al. 2020, and
+MTMFI, whose augmenter is the same.
 """
 
 from __future__ import annotations

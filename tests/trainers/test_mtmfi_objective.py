@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -77,16 +78,16 @@ def test_the_loss_is_the_sum_over_frames_of_mean_cross_entropies() -> None:
 
 
 def test_void_pixels_and_frames_without_labels_are_not_judged() -> None:
-    module = objective().eval()
-    masks = small_batch().masks.clone()
-    masks[:, 2] = 255
-    _, scalars = run(module, masks=masks)
-    assert scalars["loss_frame_2"].item() == 0
-    masks = small_batch().masks.clone()
-    judged = run(module, masks=masks)[1]["loss_frame_1"]
+    module, batch = objective().eval(), small_batch()
+    masks = batch.masks.clone()
     masks[:, 1, :10] = 255
-    rest = run(module, masks=masks)[1]["loss_frame_1"]
-    assert rest.item() != judged.item()
+    masks[:, 2] = 255
+    arguments = module.arguments(batch)
+    _, scalars = module(batch.images, masks, batch.num_objects, batch.first_masks, **arguments)
+    assert scalars["loss_frame_2"].item() == 0
+    logits = module._segment(batch.images[:, 1], arguments["targets"])[:, 10:]
+    expected = F.binary_cross_entropy_with_logits(logits, batch.masks[:, 1, 10:].float())
+    assert scalars["loss_frame_1"].item() == pytest.approx(expected.item(), rel=1e-5)
 
 
 def test_target_models_do_not_depend_on_what_they_are_fitted_with() -> None:
@@ -125,16 +126,40 @@ def test_a_cache_gives_back_what_was_fitted(tmp_path: Path) -> None:
             assert torch.equal(tensors[1], tensors[2])
 
 
-@pytest.mark.parametrize(
-    "change", [{"forgetting_rate": 10.0}, {"regularisation": (1e-4, 1e-2)}, {"num_samples": 2}, {"hole": "grey"}]
-)
-def test_anything_that_changes_a_fit_has_a_cache_of_its_own(tmp_path: Path, change: dict[str, Any]) -> None:
-    first = objective(cache=True)
-    first.use_source(source_of(tmp_path))
-    first.arguments(small_batch((0,)))
-    other = objective(cache=True, **change)
-    other.use_source(source_of(tmp_path))
-    assert other.arguments(small_batch((0,)))["kept"] == 0
+FITTING: dict[str, Any] = {
+    "num_channels": 5,
+    "num_samples": 2,
+    "num_made": 18,
+    "hole": "grey",
+    "regularisation": (1e-4, 1e-4),
+    "init_iterations": (3, 4),
+    "update_iterations": (4,),
+    "forgetting_rate": 10.0,
+    "weighting": "hinge",
+    "target_seed": 1,
+}
+
+
+def test_every_option_that_changes_a_fit_has_a_cache_of_its_own(tmp_path: Path) -> None:
+    assert {field.name for field in dataclasses.fields(MtmfiOptions)} == {
+        *FITTING,
+        "name",
+        "fit_at_once",
+        "cache",
+        "cache_folder",
+    }
+    folders = [cache_folder(tmp_path, **change) for change in ({}, *({key: FITTING[key]} for key in FITTING))]
+    assert len(set(folders)) == 1 + len(FITTING)
+    assert cache_folder(tmp_path, fit_at_once=3) == folders[0]
+    assert cache_folder(tmp_path, variant="frtm") not in folders
+    assert cache_folder(tmp_path, variant="initial") == folders[0]  # which refiner learns from them changes nothing
+
+
+def cache_folder(parent: Path, variant: str = "bise", **options: Any) -> Path:
+    """Where target models of these options are kept."""
+    module = objective(variant, cache=True, cache_folder=parent, **options)
+    module.use_source(source_of(parent))
+    return module._caches[0].folder
 
 
 def test_another_data_set_or_trunk_has_a_cache_of_its_own(tmp_path: Path) -> None:
