@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import json
 import logging
+import os
+import signal
 from argparse import Namespace
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -144,6 +147,25 @@ def test_validating_changes_nothing_and_is_made_up_for(validated: Path, shards: 
     assert_equal_states(folder / "checkpoint-4.pt", validated / "checkpoint-4.pt")
     trained = [read_checkpoint(path / "checkpoint-4.pt").trained for path in (folder, validated)]
     assert all(torch.equal(tensor, trained[1][name]) for name, tensor in trained[0].items())
+
+
+def test_a_validation_given_up_for_a_signal_is_made_up_for(
+    validated: Path, shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def ask_to_stop(*_: object, on_frame: Callable[[], None]) -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+        on_frame()
+
+    validation = {"path": str(shards), "every": 2, "split": "val"}
+    config = make_config(staged(shards, tmp_path, {"steps": 4, "ema": 0.5}, validation=validation), source="test")
+    with monkeypatch.context() as patch:
+        patch.setattr("trainers.running.validation.segment_to_folder", ask_to_stop)
+        for resume in (False, True):  # asked again while it makes up for it
+            outcome = train(config, resume=resume)
+            assert (outcome.ending, outcome.step) == (Ending.STOPPED, 2)
+    assert train(config, resume=True).ending is Ending.FINISHED
+    before, after = ([r for r in read_journal(f) if r["kind"] == "validation"] for f in (validated, tmp_path))
+    assert [(r["step"], r[MEASURE]) for r in after] == [(r["step"], r[MEASURE]) for r in before]
 
 
 def test_a_checkpoint_gives_the_average_to_whoever_uses_it(validated: Path) -> None:

@@ -49,25 +49,32 @@ def train_stage(run: StageRun, hooks: Hooks, stop: StopRequest) -> Ending:
         hooks.on_step(run.first_step + stage_step, signals.loss)
         if last or stage_step % hooks.report_every == 0:
             hooks.on_report(make_report(run, stage_step, means, timer))
-        if _save_and_validate(hooks, run.first_step + stage_step, stage_step == run.steps, ending):
+        was_due, ending = _save_and_validate(hooks, run.first_step + stage_step, stage_step == run.steps, ending)
+        if was_due:
             timer.begin()
-        if last:
+        if last or ending is not Ending.FINISHED:
             break
         hooks.on_phase("waiting for data")
     hooks.on_phase("")
     return ending
 
 
-def _save_and_validate(hooks: Hooks, step: int, is_end_of_stage: bool, ending: Ending) -> bool:
-    """Do what is due after a step; whether anything was. A run that is asked to stop saves, and validates no more."""
+def _save_and_validate(hooks: Hooks, step: int, is_end_of_stage: bool, ending: Ending) -> tuple[bool, Ending]:
+    """Do what is due after a step; whether anything was, and why the stage ends, if it does.
+
+    A run that is asked to stop saves, and validates no more. Asked while it validates it takes no further step, since
+    only from this step's checkpoint can that validation be made up for; at the end of a stage nothing can.
+    """
     validates = hooks.validate_every is not None and (is_end_of_stage or step % hooks.validate_every == 0)
     saves = is_end_of_stage or ending is not Ending.FINISHED or validates or step % hooks.checkpoint_every == 0
     if saves:
         hooks.on_phase("")
         hooks.save(step)
     if validates and ending is Ending.FINISHED:
-        hooks.validate(step)
-    return saves
+        given_up = hooks.validate(step)
+        if given_up is not None and not is_end_of_stage:
+            ending = given_up
+    return saves, ending
 
 
 def forward_backward(run: StageRun, batch: Batch, work: WorkClock) -> tuple[Tensor, dict[str, Tensor]]:

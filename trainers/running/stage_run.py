@@ -84,7 +84,8 @@ class Hooks:
 
     on_step(step of the run, loss): after every update. on_report(report): every report_every steps of a stage and at
     its end. save(step of the run): every checkpoint_every steps of the run, at the end of a stage, before stopping.
-    validate(step of the run): every validate_every steps of the run and at the end of a stage, after save.
+    validate(step of the run): every validate_every steps of the run and at the end of a stage, after save; why it was
+    given up, if it was, the same on every rank.
     on_phase(words): what this rank begins to do; it may take as long as it likes only where the words are "".
     keep_failure(batch, positions): clips of a batch whose loss is not finite; the file they were written to.
     """
@@ -94,7 +95,7 @@ class Hooks:
     save: Callable[[int], object]
     report_every: int
     checkpoint_every: int
-    validate: Callable[[int], object] = _ignore
+    validate: Callable[[int], Ending | None] = _ignore
     validate_every: int | None = None
     on_phase: Callable[[str], object] = _ignore
     keep_failure: Callable[[Batch, Sequence[int]], Path | None] = _ignore

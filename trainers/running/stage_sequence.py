@@ -26,7 +26,7 @@ from trainers.running.stage_run import Ending, Hooks, StageRun
 from trainers.running.stages import Place, open_stage
 from trainers.running.starting import fit_to_stage, position_of
 from trainers.running.stopping import StopRequest
-from trainers.running.validation import MEASURE, Best, Validator
+from trainers.running.validation import MEASURE, Best, Validated, Validator
 from trainers.running.watchdog import Watchdog
 
 logger = logging.getLogger(__name__)
@@ -79,12 +79,13 @@ def run_stages(run: Run, sources: Sequence[ClipSource], checkpoint: Checkpoint |
             config, position, sources[position], run.model, run.place, done=done, checkpoint=state
         ) as stage:
             hooks = _hooks(run, stage, position)
+            given_up = None
             if step == 0:
                 hooks.save(0)  # finds out now, not at the first checkpoint, that the folder cannot be written
                 _finish_writing(run)
             elif state is not None:
-                _validate_again(run, stage, step)
-            ending = train_stage(stage, hooks, run.stop)
+                given_up = _validate_again(run, stage, step)
+            ending = given_up or train_stage(stage, hooks, run.stop)
             step = stage.first_step + stage.loader.next_step
             _finish_writing(run)
             _report_data(run, stage, step)
@@ -160,18 +161,27 @@ def _finish_writing(run: Run) -> None:
         run.writer.finish()
 
 
-def _validate(run: Run, stage: StageRun, step: int) -> None:
-    """Score the held set; the first rank notes what came out."""
+def _validate(run: Run, stage: StageRun, step: int) -> Ending | None:
+    """Score the held set; the first rank notes what came out. Why it was given up, if it was, agreed by all ranks."""
     if run.validator is None:
-        return
+        return None
     run.on_phase("validating")
     is_stopping = lambda: run.stop.requested or run.stop.interrupted  # noqa: E731
     found = run.validator.score(run.model, stage.average, is_stopping, partial(run.on_phase, "validating"))
     run.on_phase("")
-    if run.journal is None or run.best is None:
-        return
     if found is None:
-        logger.info("step %d: validation given up, the run was asked to stop; it is made up for on resume", step)
+        interrupted = any(gather_objects(run.stop.interrupted, run.place.ranks))
+        is_end = step == stage.first_step + stage.steps
+        if run.journal is not None:
+            later = "at the end of a stage it is left out" if is_end else "it is made up for on resume"
+            logger.info("step %d: validation given up, the run was asked to stop; %s", step, later)
+        return Ending.INTERRUPTED if interrupted else Ending.STOPPED
+    _note_figures(run, stage, step, found)
+    return None
+
+
+def _note_figures(run: Run, stage: StageRun, step: int, found: Validated) -> None:
+    if run.journal is None or run.best is None:
         return
     best = run.best.offer(step, found.figures)
     record = {"seconds": found.seconds, "videos": found.num_videos, "best": best}
@@ -181,14 +191,13 @@ def _validate(run: Run, stage: StageRun, step: int) -> None:
     logger.info(text, step, MEASURE, found.figures[MEASURE], found.num_videos, found.seconds, words)
 
 
-def _validate_again(run: Run, stage: StageRun, step: int) -> None:
+def _validate_again(run: Run, stage: StageRun, step: int) -> Ending | None:
     """Make up for the validation that a run stopped in, so that it is in the journal whatever happened."""
     options = run.config.validation
     if options is None or step % options.every:
-        return
+        return None
     missing = run.journal is not None and not run.journal.holds("validation", step)
-    if any(gather_objects(missing, run.place.ranks)):
-        _validate(run, stage, step)
+    return _validate(run, stage, step) if any(gather_objects(missing, run.place.ranks)) else None
 
 
 def _keep_failure(run: Run, stage: StageRun, position: int, batch: Batch, clips: Sequence[int]) -> Path | None:
