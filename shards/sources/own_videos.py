@@ -32,14 +32,7 @@ def open_folder(request: SourceRequest) -> FolderVideos:
     masks_label = None if masks is None else _relative(masks, root)
     findings: list[Finding] = []
     names = video_folders(root, ".", findings)
-    for folder in (root, *((masks,) if masks is not None else ())):
-        if not visible_folders(folder):
-            raise DataError(
-                folder,
-                expected="a folder for each video",
-                found="none" if folder.is_dir() else "no such folder",
-                remedy="put the frames of each video into a folder of its own below this one",
-            )
+    _require_video_folders(root, masks)
     chosen = restrict(dict.fromkeys(names, (SPLIT,)), request.options.lists, findings)
     # A folder that is not there lists as empty.
     places = {
@@ -56,6 +49,25 @@ def open_folder(request: SourceRequest) -> FolderVideos:
         expected="none",
         image_endings=ENDINGS,
     )
+
+
+def _require_video_folders(root: Location, masks: Location | None) -> None:
+    """Raise DataError if there is no folder of a video, or if the folder above images and masks was given."""
+    if masks is None and {"JPEGImages", "Annotations"} <= set(visible_folders(root)):
+        raise DataError(
+            root,
+            expected="a folder for each video",
+            found="JPEGImages and Annotations",
+            remedy="give the folders that hold the videos, images first: .../JPEGImages .../Annotations OUT",
+        )
+    for folder in (root, *((masks,) if masks is not None else ())):
+        if not visible_folders(folder):
+            raise DataError(
+                folder,
+                expected="a folder for each video",
+                found="none" if folder.is_dir() else "no such folder",
+                remedy="put the frames of each video into a folder of its own below this one",
+            )
 
 
 def _relative(masks: Location, root: Location) -> str:

@@ -93,6 +93,13 @@ def test_a_folder_without_videos_is_refused(folders, tmp_path):
         built([folders[0] / "cat"], tmp_path / "out")
 
 
+def test_the_folder_above_images_and_masks_is_not_taken_for_videos(tmp_path):
+    for name in ("JPEGImages", "Annotations"):
+        (tmp_path / "mine" / name / "cat").mkdir(parents=True)
+    with pytest.raises(DataError, match=r"found JPEGImages and Annotations; give the folders that hold the videos"):
+        built([tmp_path / "mine"], tmp_path / "out")
+
+
 @pytest.mark.parametrize(
     ("kind", "options", "flag"),
     [
