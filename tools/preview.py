@@ -14,6 +14,7 @@ from argparse import Namespace
 from pathlib import Path
 
 from pipelines.pictures import save_png
+from shards.errors import DataError
 from shards.manifest import MANIFEST
 from shards.reader import ShardSet
 from shards.storage import locate, write_bytes
@@ -37,6 +38,13 @@ def preview(arguments: list[str]) -> int:
     given = _parse(arguments)
     if (locate(given.what) / MANIFEST).is_file():
         _preview_dataset(given)
+    elif Path(given.what).is_dir() and not config_path(Path(given.what)).is_file():
+        raise DataError(
+            given.what,
+            expected="a finished shard set (manifest.json) or a run (config.yaml)",
+            found="neither",
+            remedy="give the folder that tools/shard.py or tools/train.py made, or the name of a config",
+        )
     else:
         _preview_clips(given)
     print(f"written: {given.out}")

@@ -50,5 +50,7 @@ def test_wrong_words_are_one_line_and_status_2(config: Path, capsys: pytest.Capt
     error = capsys.readouterr().err
     assert error.startswith("preview.py: --out is clips.gif, expected a name that ends in .html or .png")
     assert error.count("\n") == 1
+    with pytest.raises(ValueError, match=r"expected a finished shard set .* or a run .*, found neither"):
+        preview([str(config.parent.parent), "--out", "clips.html"])
     with pytest.raises(ValueError, match="no stage 'large'; there are: small"):
         preview([str(config), "--stage", "large"])
