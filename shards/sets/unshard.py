@@ -19,7 +19,8 @@ def unshard(shard_set: ShardSet, out: Path, report: Callable[[int], None]) -> No
     (`shards.sets.layouts`). Raises DataError if the folder is not empty, the kind has no layout or a shard is damaged.
     """
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise DataError(out, expected="an empty or new folder", found="something in it", remedy="give another folder")
+        found = "something in it" if out.is_dir() else "a file"
+        raise DataError(out, expected="an empty or new folder", found=found, remedy="give another folder")
     layout = LAYOUTS.get(shard_set.manifest.kind)
     if layout is None:
         raise DataError(
