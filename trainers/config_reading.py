@@ -43,17 +43,18 @@ _Loader.add_implicit_resolver(
 
 
 def find_config(path: Path, shipped: Path) -> Path:
-    """`path` itself where it is there, else the config of that name in the folder `shipped`, ".yaml" added or not.
+    """`path` itself where it is a file, else the config of that name in the folder `shipped`, ".yaml" added or not.
 
     Raises ConfigError naming those that are shipped.
     """
-    if path.exists():
+    if path.exists() and not path.is_dir():
         return path
     for name in (path.name, f"{path.name}.yaml"):
         if (shipped / name).is_file() and path.parent == Path():
             return shipped / name
     there = [found.stem for found in sorted(shipped.glob("*.yaml"))]
-    raise ConfigError(path, "is not there", remedy=f"give the path of a YAML file; shipped: {', '.join(there)}")
+    problem = "is a folder" if path.is_dir() else "is not there"
+    raise ConfigError(path, problem, remedy=f"give the path of a YAML file; shipped: {', '.join(there)}")
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
