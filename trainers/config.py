@@ -223,7 +223,7 @@ class Config:
             if stage.objective.method != self.model.name:
                 problem = f"the objective {stage.objective.name} of stage {stage.name} trains {stage.objective.method}"
                 raise ValueError(f"{problem}, and the model is {self.model.name}; name the one or the other anew")
-        METHODS[self.model.name].require_stages([stage.objective for stage in self.stages])
+        METHODS[self.model.name].require_stages(self.model, [stage.objective for stage in self.stages])
 
     @property
     def folder(self) -> Path:

@@ -156,6 +156,14 @@ def test_learning_rates_fall_after_the_published_epochs() -> None:
     assert per_epoch == sum(entry.clips_per_pass or 0 for entry in stage.data) / stage.batch_size
 
 
+def test_a_trunk_that_learns_and_a_cache_are_refused_before_anything_starts(shards: Path, tmp_path: Path) -> None:
+    values = plain_config(shards, tmp_path)
+    values["model"] = {"name": "mtmfi", "trunk": "resnet18", "base": 8, "train_trunk": True}
+    values["stages"][0] |= {"recipe": {"name": "mtmfi", "size": 64}, "objective": {"name": "mtmfi", "cache": True}}
+    with pytest.raises(ConfigError, match=r"trunk that learns.*set objective\.cache: false"):
+        make_config(values, source="test")
+
+
 def test_a_misspelt_variant_names_the_right_ones(shards: Path, tmp_path: Path) -> None:
     values = plain_config(shards, tmp_path)
     values["model"] = {"name": "mtmfi", "variant": "bice"}

@@ -44,8 +44,10 @@ class MtmfiNetwork:
 class MtmfiMethod:
     """See Method."""
 
-    def require_stages(self, objectives: Sequence[Any]) -> None:
-        """See Method. All stages train the same network."""
+    def require_stages(self, options: MtmfiNetwork, objectives: Sequence[Any]) -> None:
+        """See Method. Any order will do."""
+        if options.train_trunk and any(objective.cache for objective in objectives):
+            raise ValueError("target models of a trunk that learns cannot be kept; set objective.cache: false")
 
     def build(self, options: MtmfiNetwork, objective: Any, generator: torch.Generator) -> Mtmfi:
         """See Method."""

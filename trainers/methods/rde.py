@@ -42,9 +42,9 @@ class RdeNetwork:
 class RdeMethod:
     """See Method."""
 
-    def require_stages(self, objectives: Sequence[CommonOptions]) -> None:
+    def require_stages(self, options: RdeNetwork, objectives: Sequence[CommonOptions]) -> None:
         """See Method."""
-        still = [options.still for options in objectives]
+        still = [objective.still for objective in objectives]
         if still != sorted(still, reverse=True):
             raise ValueError("a stage of still images follows one of video; put it first, a SAM cannot be taken away")
 

@@ -42,7 +42,7 @@ class StmNetwork:
 class StmMethod:
     """See Method."""
 
-    def require_stages(self, objectives: Sequence[StmCycleOptions]) -> None:
+    def require_stages(self, options: StmNetwork, objectives: Sequence[StmCycleOptions]) -> None:
         """See Method: any order will do."""
 
     def build(self, options: StmNetwork, objective: StmCycleOptions, generator: torch.Generator) -> Stm:

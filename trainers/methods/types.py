@@ -19,8 +19,8 @@ class Method(Protocol):
     options: of the config's `model` section, of the method's own dataclass. objective: of a stage, likewise.
     """
 
-    def require_stages(self, objectives: Sequence[Any]) -> None:
-        """Raise ValueError if stages with these objective options, in this order, cannot follow one another."""
+    def require_stages(self, options: Any, objectives: Sequence[Any]) -> None:
+        """Raise ValueError if stages with these objectives' options, in this order, cannot train such a network."""
 
     def build(self, options: Any, objective: Any, generator: torch.Generator) -> nn.Module:
         """A fresh network for a first stage with these objective options."""
