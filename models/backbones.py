@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models.layers import convolve_joined
+from models.layers import ShortcutConv, convolve_joined
 from models.weight_files import read_tensors, require_finite
 
 RESIDUAL_START = 0.2
@@ -76,7 +76,7 @@ class BasicBlock(nn.Module):
 
 
 def _shortcut(num_in: int, num_out: int, stride: int, *, bias: bool) -> nn.Sequential:
-    return nn.Sequential(nn.Conv2d(num_in, num_out, 1, stride, bias=bias), FrozenBatchNorm(num_out))
+    return nn.Sequential(ShortcutConv(num_in, num_out, stride, bias=bias), FrozenBatchNorm(num_out))
 
 
 class ResNet50Trunk(nn.Module):

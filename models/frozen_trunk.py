@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models.backbones import RESIDUAL_START, Bottleneck, FrozenBatchNorm, initialise_trunk
+from models.layers import ShortcutConv
 from models.weight_files import NoWeightsError, read_tensors, require_finite
 
 logger = logging.getLogger(__name__)
@@ -46,7 +47,7 @@ class PlainBlock(nn.Module):
         self.bn2 = FrozenBatchNorm(num_out)
         self.downsample: nn.Sequential | None = None
         if num_in != num_out:
-            shortcut = nn.Conv2d(num_in, num_out, 1, stride, bias=False)
+            shortcut = ShortcutConv(num_in, num_out, stride, bias=False)
             self.downsample = nn.Sequential(shortcut, FrozenBatchNorm(num_out))
 
     def forward(self, features: Tensor) -> Tensor:

@@ -52,6 +52,24 @@ def convolve_joined(convolution: nn.Conv2d, own: Tensor, shared: Tensor, *, shar
     return of_own.unflatten(0, own.shape[:2]) + of_shared.unsqueeze(1)
 
 
+class ShortcutConv(nn.Conv2d):
+    """The 1x1 convolution of a residual block's shortcut: (B, C, h, w) -> (B, num_out, h/stride, w/stride).
+
+    Computes a convolution with a stride. On a CPU, narrow ones drop the positions that the stride leaves out first:
+    with AVX-512, several threads and channels last in memory, oneDNN (torch 2.13) writes beyond the gradient of strided
+    1x1 convolutions whose channels are no multiple of 16, which ends the process or spoils other tensors.
+    """
+
+    def __init__(self, num_in: int, num_out: int, stride: int, *, bias: bool) -> None:
+        super().__init__(num_in, num_out, 1, stride, bias=bias)
+
+    def forward(self, features: Tensor) -> Tensor:
+        if features.is_cuda or self.in_channels % 16 == 0:
+            return super().forward(features)
+        step_y, step_x = self.stride
+        return F.conv2d(features[..., ::step_y, ::step_x], self.weight, self.bias)
+
+
 class ResBlock(nn.Module):
     """s(x) + conv2(relu(conv1(relu(x)))), all 3x3, no norm; s: the identity, or a convolution of x where widths differ.
 

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models.layers import Aspp, Cbam, FrameConv, NonLocal, ResBlock, initialise_layers
+from models.layers import Aspp, Cbam, FrameConv, NonLocal, ResBlock, ShortcutConv, initialise_layers
 
 
 def _random(*shape: int, seed: int = 0) -> Tensor:
@@ -117,3 +117,22 @@ def test_attention_gates_channels_then_positions() -> None:
     weight, bias = (block.get_parameter(f"SpatialGate.spatial.conv.{kind}") for kind in ("weight", "bias"))
     position_gate = F.conv2d(pooled, weight, bias, padding=3).sigmoid()
     torch.testing.assert_close(block(features), gated * position_gate)
+
+
+@pytest.mark.parametrize("num_in", [4, 8, 16])
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_a_shortcut_is_a_strided_convolution_with_the_same_gradients(num_in: int, layout: torch.memory_format) -> None:
+    generator = torch.Generator().manual_seed(num_in)
+    ours, plain = ShortcutConv(num_in, 2 * num_in, 2, bias=True), nn.Conv2d(num_in, 2 * num_in, 1, 2).double()
+    initialise_layers(ours, generator)
+    plain.load_state_dict(ours.state_dict())
+    features = torch.randn(3, num_in, 9, 16, generator=generator).to(memory_format=layout).requires_grad_()
+    exact = features.detach().double().requires_grad_()
+    expected = plain(exact)
+    weights = torch.randn(expected.shape, generator=generator)
+    (ours(features) * weights).sum().backward()
+    (expected * weights).sum().backward()
+    assert torch.allclose(ours(features).double(), expected, atol=1e-5)
+    for mine, theirs in ((features, exact), (ours.weight, plain.weight), (ours.bias, plain.bias)):
+        assert mine is not None and theirs is not None and mine.grad is not None and theirs.grad is not None
+        assert torch.allclose(mine.grad.double(), theirs.grad, atol=1e-4)
