@@ -108,6 +108,8 @@ def test_the_plot_shows_every_table_over_the_whole_run(config: Config) -> None:
 def test_small_config_is_read_the_same_from_a_runs_folder(tmp_path: Path) -> None:
     from trainers.looking.schedule import config_path
 
+    assert config_path(tmp_path) == tmp_path
+    (tmp_path / "config.yaml").touch()
     assert config_path(tmp_path) == tmp_path / "config.yaml"
     assert config_path(tmp_path / "x.yaml") == tmp_path / "x.yaml"
     assert small_config(tmp_path, tmp_path).stages[0].steps == 6

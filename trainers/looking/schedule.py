@@ -120,8 +120,12 @@ def differences(first: Config, second: Config) -> list[tuple[str, str, str]]:
 
 
 def config_path(given: Path) -> Path:
-    """The config that a path names: a YAML file itself, or config.yaml in the folder of a run."""
-    return given / "config.yaml" if given.is_dir() else given
+    """The config that a path names: a YAML file itself, or config.yaml in the folder of a run.
+
+    A folder that is no run's stays what it is: its name may be that of a shipped config.
+    """
+    of_run = given / "config.yaml"
+    return of_run if of_run.is_file() else given
 
 
 def _facts_of_mix(source: ClipSource) -> dict[str, Any]:
