@@ -49,8 +49,8 @@ def test_every_command_of_the_readme_runs(tmp_path: Path) -> None:
         (tmp_path / name).symlink_to(REPOSITORY / name)
     (tmp_path / "path/to").mkdir(parents=True)
     (tmp_path / "path/to/DAVIS").symlink_to(DEMO / "davis")
-    square = np.zeros((96, 160), np.uint8)
-    square[20:60, 30:90] = 1
+    square = np.zeros((40, 56), np.uint8)
+    square[10:30, 15:40] = 1
     write_youtube(
         tmp_path / "path/to/YouTubeVOS",
         "train",

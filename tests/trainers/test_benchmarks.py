@@ -166,7 +166,7 @@ def test_a_missing_video_and_a_missing_folder_are_named(truth: Path, results: Pa
     with pytest.raises(DataError, match="nowhere: expected folders of results such as one, found no such folder"):
         score(truth, tmp_path / "nowhere")
     (tmp_path / "empty").mkdir()
-    with pytest.raises(DataError, match="found an empty folder"):
+    with pytest.raises(DataError, match="found no folders"):
         score(truth, tmp_path / "empty")
 
 
