@@ -32,6 +32,8 @@ from trainers.records.journal import read_journal
 from trainers.running.training import train
 
 STEPS = 24
+STEPS_PER_POINT = 12
+"""A job takes a few steps between two kills; one that is too short ends before it has met them all."""
 
 
 @dataclass
@@ -245,6 +247,8 @@ def main() -> None:
     parser.add_argument("--points", type=int, default=5, help="random moments of the kills (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
+    global STEPS  # noqa: PLW0603 - of this run of the script
+    STEPS = max(STEPS, STEPS_PER_POINT * options.points)
     with tempfile.TemporaryDirectory(prefix="vosforge-faults-") as folder:
         root = Path(folder)
         shards = build_shards(root / "data")
