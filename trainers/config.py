@@ -39,8 +39,8 @@ from trainers.config_reading import (
 from trainers.methods import METHODS, NetworkOptions
 from trainers.methods.rde import RdeNetwork
 from trainers.objectives import OBJECTIVES, ObjectiveOptions
-from trainers.objectives.mtmfi import MtmfiOptions
-from trainers.objectives.rde import RdeOptions
+from trainers.objectives.mtmfi import MtmfiObjectiveOptions
+from trainers.objectives.rde import RdeObjectiveOptions
 from trainers.optimizers import OptimizerOptions
 from trainers.reading_options import DataPath, PooledOptions, ReadingOptions
 from trainers.views import Sight
@@ -103,7 +103,7 @@ class Stage:
     learning_rate: Rows
     # Name of a recipe of pipelines/recipes.py and its options; what is not given has the published value.
     recipe: Mapping[str, Any] = dataclasses.field(default_factory=lambda: {"name": "rde_video"})
-    objective: ObjectiveOptions = dataclasses.field(default_factory=RdeOptions)
+    objective: ObjectiveOptions = dataclasses.field(default_factory=RdeObjectiveOptions)
     optimizer: OptimizerOptions = dataclasses.field(default_factory=OptimizerOptions)
     # Coupled (L2), as Adam has it; the optimiser adamw takes it off the weights.
     weight_decay: NotNegative = 1e-7
@@ -129,7 +129,7 @@ class Stage:
             raise ValueError(f"{problem}; give a multiple of accumulate, or another accumulate")
         recipe = self.clip_recipe()
         self.objective.require_clips(recipe.num_frames, recipe.size)
-        if isinstance(self.objective, MtmfiOptions) and self.objective.cache and not isinstance(recipe, Mtmfi):
+        if isinstance(self.objective, MtmfiObjectiveOptions) and self.objective.cache and not isinstance(recipe, Mtmfi):
             # Kept target models are named by frame and object: other recipes show a frame otherwise in every clip.
             problem = f"recipe {self.recipe['name']} draws its frames anew for every clip, target models cannot be kept"
             raise ValueError(f"{problem}; set objective.cache: false, or take recipe mtmfi")

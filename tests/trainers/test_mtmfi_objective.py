@@ -13,7 +13,7 @@ import torch.nn.functional as F
 
 from pipelines.source import ClipSource
 from tests.trainers.small_mtmfi import small_batch, small_network
-from trainers.objectives.mtmfi import MtmfiObjective, MtmfiOptions
+from trainers.objectives.mtmfi import MtmfiObjective, MtmfiObjectiveOptions
 
 SMALL: dict[str, Any] = {
     "num_channels": 4,
@@ -25,7 +25,9 @@ SMALL: dict[str, Any] = {
 
 
 def objective(variant: str = "bise", *, train_trunk: bool = False, **options: Any) -> MtmfiObjective:
-    return MtmfiObjective(small_network(variant, train_trunk=train_trunk), MtmfiOptions(**{**SMALL, **options}))
+    return MtmfiObjective(
+        small_network(variant, train_trunk=train_trunk), MtmfiObjectiveOptions(**{**SMALL, **options})
+    )
 
 
 def run(module: MtmfiObjective, **changes: torch.Tensor) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
@@ -141,7 +143,7 @@ FITTING: dict[str, Any] = {
 
 
 def test_every_option_that_changes_a_fit_has_a_cache_of_its_own(tmp_path: Path) -> None:
-    assert {field.name for field in dataclasses.fields(MtmfiOptions)} == {
+    assert {field.name for field in dataclasses.fields(MtmfiObjectiveOptions)} == {
         *FITTING,
         "name",
         "fit_at_once",
@@ -192,4 +194,4 @@ def test_the_models_of_a_learning_trunk_are_not_kept() -> None:
 
 def test_a_cache_folder_without_a_cache_is_refused() -> None:
     with pytest.raises(ValueError, match="add cache: true"):
-        MtmfiOptions(cache_folder=Path("somewhere"))
+        MtmfiObjectiveOptions(cache_folder=Path("somewhere"))

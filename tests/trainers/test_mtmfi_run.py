@@ -19,7 +19,7 @@ from shards.sources.moving_shapes import MovingShapes, write_moving_shapes
 from tests.trainers.small_runs import assert_equal_states, plain_config
 from tools.segment import segment
 from trainers.config import Config, ConfigError, load_config, make_config
-from trainers.objectives.mtmfi import MtmfiOptions
+from trainers.objectives.mtmfi import MtmfiObjectiveOptions
 from trainers.running.distributed import Ranks, Threads
 from trainers.running.stages import Place
 from trainers.running.target_prefit import prefit
@@ -132,9 +132,11 @@ def test_arguments_of_another_method_are_refused(shards: Path, tmp_path: Path) -
 
 def test_target_models_of_clips_that_are_augmented_are_never_kept(shards: Path, tmp_path: Path) -> None:
     values = config(shards, tmp_path, cache=True)
-    stage = dataclasses.replace(values.stages[0], objective=MtmfiOptions(), recipe={"name": "rde_video", "size": 64})
+    stage = dataclasses.replace(
+        values.stages[0], objective=MtmfiObjectiveOptions(), recipe={"name": "rde_video", "size": 64}
+    )
     with pytest.raises(ValueError, match=r"recipe rde_video draws .* set objective\.cache: false"):
-        dataclasses.replace(stage, objective=MtmfiOptions(cache=True))
+        dataclasses.replace(stage, objective=MtmfiObjectiveOptions(cache=True))
 
 
 @pytest.mark.parametrize("name", ["mtmfi", "mtmfi_initial", "frtm", "mtmfi_overfit", "mtmfi_small"])

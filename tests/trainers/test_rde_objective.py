@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from models.rde import Rde
-from trainers.objectives.rde import RdeObjective, RdeOptions, slots_in_use
+from trainers.objectives.rde import RdeObjective, RdeObjectiveOptions, slots_in_use
 
 SIZE = 32
 
@@ -162,9 +162,9 @@ def test_training_mode_leaves_batch_norm_statistics_alone() -> None:
 
 def test_each_switch_changes_what_it_names() -> None:
     batch, model = make_batch(), Rde(width=0.0625)
-    published = RdeOptions()
+    published = RdeObjectiveOptions()
 
-    def parts(options: RdeOptions) -> tuple[float, dict[str, float]]:
+    def parts(options: RdeObjectiveOptions) -> tuple[float, dict[str, float]]:
         loss, metrics = RdeObjective(model, options)(**batch, top_p=1.0)
         return float(loss.detach()), {name: float(value) for name, value in metrics.items()}
 
@@ -190,7 +190,7 @@ def test_a_constant_teacher_changes_gradients_but_no_value() -> None:
     batch = make_batch()
     gradients, losses = [], []
     for teacher_gradient in (True, False):
-        objective = RdeObjective(Rde(width=0.0625), RdeOptions(teacher_gradient=teacher_gradient))
+        objective = RdeObjective(Rde(width=0.0625), RdeObjectiveOptions(teacher_gradient=teacher_gradient))
         loss, _ = objective(**batch, top_p=1.0)
         loss.backward()
         losses.append(float(loss.detach()))
@@ -226,9 +226,9 @@ def test_another_clip_length_is_refused() -> None:
 
 @pytest.mark.parametrize("size", [(40, 32), (16, 64)])
 def test_frames_that_the_network_cannot_divide_are_refused(size: tuple[int, int]) -> None:
-    RdeOptions.require_clips(5, (32, 48))
+    RdeObjectiveOptions.require_clips(5, (32, 48))
     with pytest.raises(ValueError, match=rf"multiples of 16 and at least 32, got {size[0]}x{size[1]}; set recipe.size"):
-        RdeOptions.require_clips(5, size)
+        RdeObjectiveOptions.require_clips(5, size)
 
 
 @pytest.mark.parametrize(
@@ -243,4 +243,4 @@ def test_frames_that_the_network_cannot_divide_are_refused(size: tuple[int, int]
 )
 def test_options_outside_their_range_are_refused(change: dict[str, float], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        RdeOptions(**change)  # type: ignore[arg-type]
+        RdeObjectiveOptions(**change)  # type: ignore[arg-type]

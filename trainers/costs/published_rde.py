@@ -13,17 +13,17 @@ from torch import Tensor, nn
 
 from models.masks import aggregate
 from models.rde import FrameFeatures, Rde
-from trainers.objectives.rde import NUM_FRAMES, RdeOptions
+from trainers.objectives.rde import NUM_FRAMES, RdeObjectiveOptions
 from trainers.objectives.rde_parts import Memory, Segmentation, slot_masks, slots_in_use
 
 
 class PublishedStep(nn.Module):
     """Called as RdeObjective and equal to it in loss and gradients, for two slots and label maps without void."""
 
-    def __init__(self, model: Rde, options: RdeOptions | None = None) -> None:
+    def __init__(self, model: Rde, options: RdeObjectiveOptions | None = None) -> None:
         super().__init__()
         self.model = model
-        self.options = options or RdeOptions()
+        self.options = options or RdeObjectiveOptions()
         self.logged: dict[str, float] = {}
 
     def forward(

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from models.layers import use_channels_last
 from models.rde import Rde
 from trainers.costs.published_rde import PublishedStep
-from trainers.objectives.rde import NUM_FRAMES, RdeObjective, RdeOptions
+from trainers.objectives.rde import NUM_FRAMES, RdeObjective, RdeObjectiveOptions
 from trainers.running.stages import make_autocast
 
 PUBLISHED, OURS = "published structure", "ours"
@@ -97,7 +97,7 @@ def prepare(size: StepSize, variant: Variant) -> Callable[[], Tensor]:
     if variant.compiled:
         for part in model.children():
             part.compile()
-    objective: nn.Module = (PublishedStep if variant.published else RdeObjective)(model, RdeOptions())
+    objective: nn.Module = (PublishedStep if variant.published else RdeObjective)(model, RdeObjectiveOptions())
     batch = {name: tensor.to(device) for name, tensor in make_batch(size).items()}
     autocast = make_autocast(device, "bf16" if variant.bf16 else "fp32")
 

@@ -9,8 +9,8 @@ from pydantic import Tag
 
 from pipelines.source import ClipSource
 from trainers.choices import chosen_by_name
-from trainers.objectives.mtmfi import MtmfiObjective, MtmfiOptions
-from trainers.objectives.rde import RdeObjective, RdeOptions
+from trainers.objectives.mtmfi import MtmfiObjective, MtmfiObjectiveOptions
+from trainers.objectives.rde import RdeObjective, RdeObjectiveOptions
 from trainers.objectives.rde_still import RdeStillObjective, RdeStillOptions
 from trainers.objectives.stm_cycle import StmCycleObjective, StmCycleOptions
 
@@ -32,10 +32,10 @@ class UsesSource(Protocol):
 
 
 ObjectiveOptions = Annotated[
-    Annotated[RdeOptions, Tag("rde")]
+    Annotated[RdeObjectiveOptions, Tag("rde")]
     | Annotated[RdeStillOptions, Tag("rde_still")]
     | Annotated[StmCycleOptions, Tag("stm_cycle")]
-    | Annotated[MtmfiOptions, Tag("mtmfi")],
+    | Annotated[MtmfiObjectiveOptions, Tag("mtmfi")],
     chosen_by_name(default="rde"),
 ]
 """A stage's `objective` section, told apart by its `name`."""

@@ -34,7 +34,7 @@ CACHE_FOLDER = "target_models"
 
 
 @dataclass(frozen=True)
-class MtmfiOptions:
+class MtmfiObjectiveOptions:
     """How target models are fitted while training; the defaults are FRTM's, with MTMFI's number of channels."""
 
     method: ClassVar[str] = "mtmfi"
@@ -98,10 +98,10 @@ class MtmfiOptions:
 class MtmfiObjective(nn.Module):
     """Network and loss as one module. Target models come from `arguments`, before the step."""
 
-    def __init__(self, model: Mtmfi, options: MtmfiOptions | None = None) -> None:
+    def __init__(self, model: Mtmfi, options: MtmfiObjectiveOptions | None = None) -> None:
         super().__init__()
         self.model = model
-        self.options = options or MtmfiOptions()
+        self.options = options or MtmfiObjectiveOptions()
         if self.options.cache and model.train_trunk:
             raise ValueError("target models of a trunk that learns cannot be kept; set objective.cache: false")
         self._fingerprints: list[str] = []

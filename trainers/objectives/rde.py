@@ -33,7 +33,7 @@ SMALLEST_SIDE = 32
 
 
 @dataclass(frozen=True)
-class RdeOptions(CommonOptions):
+class RdeObjectiveOptions(CommonOptions):
     """Weights and switches of the objective; the defaults are the published ones."""
 
     still: ClassVar[bool] = False
@@ -64,10 +64,10 @@ class Unrolled(NamedTuple):
 class RdeObjective(nn.Module):
     """Model and losses as one module, so that one forward call is one training step."""
 
-    def __init__(self, model: Rde, options: RdeOptions | None = None) -> None:
+    def __init__(self, model: Rde, options: RdeObjectiveOptions | None = None) -> None:
         super().__init__()
         self.model = model
-        self.options = options or RdeOptions()
+        self.options = options or RdeObjectiveOptions()
 
     def arguments(self, batch: Batch) -> dict[str, float]:
         """What changes from batch to batch of a stage, as keyword arguments of `forward`."""

@@ -18,7 +18,7 @@ from pipelines.recipes import ClipRequest, Mtmfi
 from pipelines.source import ClipSource
 from pipelines.types import ClipPlan
 from trainers.config import Config, ConfigError
-from trainers.objectives.mtmfi import MtmfiObjective, MtmfiOptions
+from trainers.objectives.mtmfi import MtmfiObjective, MtmfiObjectiveOptions
 from trainers.running.stages import Place, executor_name, open_sources
 from trainers.running.starting import make_model
 from trainers.targets.cache import SizeReport
@@ -41,7 +41,7 @@ def prefit(
     on_start(n): n are missing. on_fit(n): n more are in the cache. Raises ConfigError for a stage without a cache.
     """
     stage = config.stages[position]
-    if not isinstance(stage.objective, MtmfiOptions) or not stage.objective.cache:
+    if not isinstance(stage.objective, MtmfiObjectiveOptions) or not stage.objective.cache:
         problem = f"stage {stage.name} keeps no target models"
         key = f"stages.{position}.objective.cache"
         raise ConfigError(config.name, problem, key=key, remedy="set it to true, of an objective mtmfi")
