@@ -21,6 +21,7 @@ from trainers.views import Sight
 
 CPU = torch.device("cpu")
 NUM_FRAMES = 11
+NOTHING = torch.zeros(1, 1, 48, 64)
 
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -88,7 +89,8 @@ def test_late_objects_equal_the_published_loop_with_a_bank_per_object(model: Rde
     for frame in range(2, NUM_FRAMES):
         found = segmenter.step(images[frame])
         if frame in begins:
-            found = segmenter.add(begins[frame])
+            older = found.shape[1] - 1
+            found = segmenter.add(begins[frame], given_again=torch.rand(1, older, 48, 64))  # ignored, as published
         # The published loop also aggregates objects that have not begun, at the clamp of 1e-7.
         torch.testing.assert_close(found, expected[frame][:, : found.shape[1]], rtol=0, atol=2e-5)
 
@@ -99,7 +101,7 @@ def test_older_objects_vanish_where_new_ones_begin_and_stay_elsewhere(model: Rde
     segmenter.start(images[0], boxes((2, 2)))
     before = segmenter.step(images[1])
     new = boxes((8, 8))
-    after = segmenter.add(new)
+    after = segmenter.add(new, given_again=NOTHING)
     inside = new[0, 0] == 1
     assert after[0, 1, inside].max() < 1e-6
     assert after[0, 2, inside].min() > 1 - 1e-5
@@ -110,7 +112,7 @@ def test_older_objects_vanish_where_new_ones_begin_and_stay_elsewhere(model: Rde
 
 def test_objects_cannot_be_added_before_a_frame_was_shown(model: Rde) -> None:
     with pytest.raises(ValueError, match=r"add\(\) needs a frame"):
-        RdeSegmenter(model, RdeOptions()).add(boxes((0, 0)))
+        RdeSegmenter(model, RdeOptions()).add(boxes((0, 0)), given_again=NOTHING)
 
 
 def test_memory_frames_are_counted_from_each_beginning_and_leave_out_the_last_frame() -> None:
@@ -158,6 +160,23 @@ def test_frames_before_the_first_mask_are_background_and_ids_come_back() -> None
     late = np.where(LATER == 4, 4, FIRST)  # of the later mask only the id that begins there
     for frame in (5, 6, 7):
         np.testing.assert_array_equal(found[frame], late)
+
+
+def test_a_segmenter_is_told_where_the_older_objects_are_in_the_same_label_map() -> None:
+    # Three objects begin in frames 0, 1 and 2. Frame 2 shows the first one elsewhere, not the second, and one to come.
+    first, second = label_map((9,), 0), label_map((0, 4), 0)
+    third = np.zeros_like(first)
+    third[:5, :10], third[5:9, 3:7], third[20:, 20:] = 9, 7, 50
+    given = {0: first, 1: second, 2: third}
+    script = Script({0: (9,), 1: (4,), 2: (7,), 3: (50,)}, (0, 1, 2), (2,))
+    segmenter = Copycat()
+    for _ in segment_video(segmenter, script, frames_of(3), given.__getitem__, device=CPU, clock=ModelClock()):
+        pass
+    assert segmenter.given_again.shape == (1, 2, 48, 64)  # HEIGHT x WIDTH, padded evenly
+    again = segmenter.given_again[0, :, 4:44, 7:57].numpy()
+    np.testing.assert_array_equal(again[0], third == 9)
+    assert not again[1].any()
+    assert segmenter.given_again.sum() == 50
 
 
 def test_frames_that_nobody_needs_are_not_shown_and_change_nothing(model: Rde) -> None:

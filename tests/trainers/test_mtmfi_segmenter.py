@@ -106,7 +106,7 @@ def test_a_late_object_takes_its_pixels_and_learns_nothing_from_its_own_first_fr
     segmenter.step(two_squares(1)[0])
     segmenter.step(two_squares(2)[0])
     late = two_squares(2)[1][:, 1:]
-    shown = segmenter.add(late)
+    shown = segmenter.add(late, given_again=late)  # ignored, as published
     assert shown.shape == (1, 3, 48, 64)
     assert (shown[0].argmax(0)[late[0, 0] > 0] == 2).all()
     segmenter.step(two_squares(3)[0])
@@ -118,7 +118,7 @@ def test_a_late_object_takes_its_pixels_and_learns_nothing_from_its_own_first_fr
 
 def test_objects_cannot_begin_before_there_is_a_frame() -> None:
     with pytest.raises(ValueError, match="call start"):
-        MtmfiSegmenter(small_network(), OPTIONS).add(torch.ones(1, 1, 48, 64))
+        MtmfiSegmenter(small_network(), OPTIONS).add(torch.ones(1, 1, 48, 64), given_again=torch.zeros(1, 1, 48, 64))
 
 
 def test_every_frame_from_the_first_object_on_is_shown() -> None:

@@ -36,6 +36,7 @@ class Copycat:
         self.images: list[Tensor] = []
         self.skipped: list[int] = []
         self.masks = torch.empty(0)
+        self.given_again = torch.empty(0)
 
     def start(self, image: Tensor, masks: Tensor) -> None:
         self.images, self.masks = [image], masks
@@ -45,7 +46,8 @@ class Copycat:
         self.skipped.append(skipped)
         return self.probabilities()
 
-    def add(self, masks: Tensor) -> Tensor:
+    def add(self, masks: Tensor, *, given_again: Tensor) -> Tensor:
+        self.given_again = given_again
         self.masks = torch.cat([self.masks * (1 - masks.amax(1, keepdim=True)), masks], 1)
         return self.probabilities()
 

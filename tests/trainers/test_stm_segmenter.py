@@ -110,7 +110,7 @@ def test_new_objects_are_laid_over_the_older_ones() -> None:
     before = segmenter.step(images[1])
     new = torch.zeros(1, 1, *SIZE)
     new[:, :, 5:15, 5:25] = 1
-    found = segmenter.add(new)
+    found = segmenter.add(new, given_again=first)  # the first masks, which `merge` ignores
     inside = new[0, 0] > 0
     assert torch.equal(found[0, 3], new[0, 0])
     assert found[0, :3][:, inside].abs().max() == 0
@@ -120,15 +120,18 @@ def test_new_objects_are_laid_over_the_older_ones() -> None:
 
 @pytest.mark.parametrize("late_objects", ["merge", "replace"])
 def test_the_frame_after_reads_what_the_switch_says_and_empty_masks_from_before(late_objects: str) -> None:
+    # Of the two older objects only the second is in the label map in which the third begins.
+    again = torch.zeros(1, 2, *SIZE)
+    again[:, 1, 30:38, 30:40] = 1
     model, (images, first) = small_stm(), video()
     segmenter = StmSegmenter(model, StmOptions(late_objects=late_objects))  # type: ignore[arg-type]
     segmenter.start(images[0], first)
     before = segmenter.step(images[1])
     new = torch.zeros(1, 1, *SIZE)
     new[:, :, 5:15, 5:25] = 1
-    segmenter.add(new)
+    segmenter.add(new, given_again=again)
     found = segmenter.step(images[2])
-    older = before[0, 1:] * (1 - new[0]) if late_objects == "merge" else torch.zeros(2, *SIZE)
+    older = before[0, 1:] * (1 - new[0]) if late_objects == "merge" else again[0]
     clips = torch.zeros(3, dtype=torch.int64)
     with torch.no_grad():
         memories = [
@@ -153,9 +156,74 @@ def test_corrections_lead_back_to_the_latest_given_frame(late_objects: str) -> N
     segmenter.step(images[1])
     new = torch.zeros(1, 1, *SIZE)
     new[:, :, 5:15, 5:25] = 1
-    merged = segmenter.add(new)
-    labels = merged.argmax(1) if late_objects == "merge" else 3 * new[:, 0]
+    again = torch.zeros(1, 2, *SIZE)
+    again[:, 0, 30:38, 30:40] = 1
+    merged = segmenter.add(new, given_again=again)
+    labels = merged.argmax(1) if late_objects == "merge" else 3 * new[:, 0] + again[:, 0]
     assert torch.equal(segmenter.reference.labels, labels.to(torch.uint8))
+
+
+def test_replacing_is_the_published_loop_over_a_video_with_three_label_maps() -> None:
+    model, images = small_stm(), video()[0]
+    given = {
+        0: label_map_of((1, 4, 4)),
+        2: label_map_of((1, 20, 8), (2, 6, 30)),
+        5: label_map_of((2, 24, 10), (3, 4, 36)),
+    }
+    with torch.no_grad():
+        expected = literal_loop_of_label_maps(model, images, given, every=3)
+    segmenter = StmSegmenter(model, StmOptions(mem_every=3, correction=CORRECTION, late_objects="replace"))
+    segmenter.start(images[0], given[0])
+    num_objects = 1
+    for time in range(1, NUM_FRAMES):
+        found = segmenter.step(images[time])
+        torch.testing.assert_close(found, expected[time], rtol=1e-4, atol=1e-5)
+        if time in given:
+            segmenter.add(given[time][:, num_objects:], given_again=given[time][:, :num_objects])
+            num_objects = given[time].shape[1]
+
+
+def label_map_of(*objects: tuple[int, int, int]) -> Tensor:
+    """Masks (1, O, H, W) of a label map: (slot 1..O, top, left) of squares; the last one is of slot O."""
+    masks = torch.zeros(1, objects[-1][0], *SIZE)
+    for slot, top, left in objects:
+        masks[0, slot - 1, top : top + 12, left : left + 12] = 1
+    return masks
+
+
+def literal_loop_of_label_maps(
+    model: Stm, images: list[Tensor], given: dict[int, Tensor], *, every: int
+) -> list[Tensor]:
+    """The published loop: a given label map is remembered in place of what was found, and is corrected back to.
+
+    But for the objects that have not begun, which are not looked for here: they are remembered, as empty masks, when
+    they begin.
+    """
+    kept: list[tuple[Tensor, Tensor]] = []
+    predicted = [given[0]]
+    found = [torch.cat([1 - given[0].amax(1, keepdim=True), given[0]], 1)]
+    for time in range(1, len(images)):
+        remembered = given.get(time - 1, found[-1][:, 1:])[0]
+        if time - 1 in given:
+            label_map = torch.cat([1 - remembered.amax(0, keepdim=True), remembered])[None]
+            reference = make_reference(model, images[time - 1], label_map)
+        frames = [*kept, (images[time - 1], remembered)]
+        clips = torch.zeros(len(remembered), dtype=torch.int64)
+        memories = []
+        for image, masks in frames:
+            empty = torch.zeros(len(remembered) - len(masks), *SIZE)
+            memories.append(model.memorise(model.look(image), torch.cat([masks, empty]), clips))
+        logits = model.segment(model.encode_query(images[time]), join_memories(memories), clips, SIZE)
+        output = aggregate_probabilities(logits.sigmoid()[None]).softmax(1)
+        if (time - 1) % every == 0:
+            kept.append(frames[-1])
+        if time % every == 0:
+            masks = Correction(model, reference, model.look(images[time]), CORRECTION).apply(output[0, 1:])
+            found.append(torch.cat([output[:, :1], masks[None]], 1))
+        else:
+            found.append(output)
+        predicted.append(output)
+    return predicted
 
 
 def test_frames_are_counted_as_they_are_shown_so_only_beginnings_must_be() -> None:

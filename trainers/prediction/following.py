@@ -83,7 +83,8 @@ def segment_video(
     """Number and label map (H, W) uint8 of every frame that is to be written, in order, as the frames come.
 
     frames: RGB (H, W, 3) uint8 of the frames in `script.shown`. read_labels: the given label map (H, W) uint8 of a
-    frame, of which only the ids that begin there count. The first one is that frame's prediction. sight: how the
+    frame, of which the ids that begin there count; what it shows of older ones the segmenter may use or not, and those
+    that begin later are background. The first one is that frame's prediction. sight: how the
     model sees frames; None: as they are, padded. Raises ValueError for a frame whose size is not the first label map's.
     """
     first = read_labels(script.first)
@@ -98,7 +99,7 @@ def segment_video(
         beginning = _given(read_labels(number), script.begins[number], number) if number in script.begins else None
         pixels = torch.from_numpy(frame).to(device)
         started = _now(device)
-        positions = _advance(segmenter, view, pixels, beginning, skipped=number - before - 1)
+        positions = _advance(segmenter, view, pixels, beginning, names[1:], skipped=number - before - 1)
         clock.seconds += _now(device) - started
         clock.num_frames += 1
         before = number
@@ -123,9 +124,15 @@ class _Beginning:
 
 
 def _advance(
-    segmenter: Segmenter, view: View, pixels: Tensor, beginning: _Beginning | None, *, skipped: int
+    segmenter: Segmenter,
+    view: View,
+    pixels: Tensor,
+    beginning: _Beginning | None,
+    older: NDArray[np.uint8],
+    *,
+    skipped: int,
 ) -> Tensor | None:
-    """Show one frame, with the objects that begin in it; None for the first, whose masks are given."""
+    """Show one frame, with the objects that begin in it; None for the first, whose masks are given. older: ids (O,)."""
     image, padding = view.image(pixels)
     if skipped < 0 and beginning is not None:  # the first frame comes after none
         if not len(beginning.ids):
@@ -134,7 +141,8 @@ def _advance(
         return None
     probabilities = segmenter.step(image, skipped=skipped)
     if beginning is not None and len(beginning.ids):
-        probabilities = segmenter.add(view.masks(beginning.labels, beginning.ids))
+        new, again = view.masks(beginning.labels, beginning.ids), view.masks(beginning.labels, older)
+        probabilities = segmenter.add(new, given_again=again)
     return view.positions(probabilities, padding)
 
 

@@ -20,8 +20,12 @@ class Segmenter(Protocol):
     def step(self, image: Tensor, *, skipped: int = 0) -> Tensor:
         """Probabilities of the next frame, `skipped` frames after the last one shown."""
 
-    def add(self, masks: Tensor) -> Tensor:
-        """Probabilities of the frame shown last, in which the objects of masks (1, N, H, W), 0 or 1, begin."""
+    def add(self, masks: Tensor, *, given_again: Tensor) -> Tensor:
+        """Probabilities of the frame shown last, in which the objects of masks (1, N, H, W), 0 or 1, begin.
+
+        given_again: masks (1, O, H, W) of the O older objects in the same label map, empty where it does not show them.
+        The rules of YouTube-VOS are to ignore these, and all methods do but STM-Cycle as published.
+        """
 
 
 class SegmenterOptions(Protocol):

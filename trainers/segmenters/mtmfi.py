@@ -119,7 +119,7 @@ class MtmfiSegmenter:
             self._separate = self._segment(image)
             return self._merge()
 
-    def add(self, masks: Tensor) -> Tensor:
+    def add(self, masks: Tensor, *, given_again: Tensor) -> Tensor:
         """See Segmenter. Inside the new masks the older objects vanish; then all are merged."""
         if self._image is None or self._separate is None:
             raise ValueError("add() needs a frame: call start() for a video's first objects")

@@ -114,7 +114,7 @@ class RdeSegmenter:
                 self._memorise_next()
             return probabilities
 
-    def add(self, masks: Tensor) -> Tensor:
+    def add(self, masks: Tensor, *, given_again: Tensor) -> Tensor:
         """See Segmenter. Inside the new masks the older objects vanish; then all are aggregated again, as published."""
         if self._latest is None:
             raise ValueError("add() needs a frame: call start() for a video's first objects")

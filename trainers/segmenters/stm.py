@@ -26,9 +26,10 @@ class StmOptions:
 
     mem_every: frames shown between two that are kept, and corrected. correction: of those, None for none (published: 10
     iterations). written: the masks given out for a corrected frame, before it (`test.py`) or after it (`demo.py`).
-    late_objects: where objects begin, `merge` lays them over the older ones and keeps the frame; `replace` empties the
-    older ones in memory (published). max_kept: frames kept at most, None for all (published); beyond it the oldest
-    go, those with given masks last. amp: autocast (float16 on a GPU, bfloat16 on a CPU), but not in corrections.
+    late_objects: where objects begin, `merge` lays them over the older ones as predicted, and keeps the frame;
+    `replace` remembers the given label map and nothing else: older objects as it shows them, or empty (published).
+    max_kept: frames kept at most, None for all (published); beyond it the oldest go, those with given masks last. amp:
+    autocast (float16 on a GPU, bfloat16 on a CPU), but not in corrections.
     """
 
     mem_every: int = 5
@@ -115,15 +116,19 @@ class StmSegmenter:
         return written
 
     @torch.no_grad()
-    def add(self, masks: Tensor) -> Tensor:
-        """See Segmenter. Earlier frames are remembered with empty masks of the new objects, as published."""
+    def add(self, masks: Tensor, *, given_again: Tensor) -> Tensor:
+        """See Segmenter. Earlier frames are remembered with empty masks of the new objects, as published.
+
+        What is given out is the same either way, the new masks over what was predicted: the switch is about memory.
+        """
         video = self._begun()
         image, older, probabilities, _ = video.latest
         outside = 1 - masks.float().amax(1, keepdim=True)
         merged = torch.cat([probabilities * outside, masks.float()], 1)
         remembered, background = torch.cat([older * outside[0], masks[0].float()]), merged[0, :1]
         if self._options.late_objects == "replace":
-            remembered[: len(older)], background = 0, outside[0]
+            remembered = torch.cat([given_again[0], masks[0]]).float()
+            background = 1 - remembered.amax(0, keepdim=True)
         with self._autocast(image):
             video.kept = [self._with_empty(frame, masks[0]) for frame in video.kept]
         video.reference = self._reference(image, torch.cat([background, remembered])[None])
