@@ -16,6 +16,9 @@ BAD_USAGE = 2
 INTERRUPTED = 130
 OUTPUT_CLOSED = 141
 
+TEXT_WIDTH = 110
+"""Characters of a line where tools print sentences."""
+
 _STORE_CLIENTS = frozenset({"aiobotocore", "aiohttp", "botocore", "gcsfs", "google"})
 _STORE_REMEDY = "see that the store is reached and that its client has credentials (AWS_PROFILE, AWS_ENDPOINT_URL, ...)"
 
