@@ -14,6 +14,7 @@ from PIL import Image, ImageDraw
 from pipelines.types import VOID, Batch, ClipPlan
 from shards.palettes import voc_palette
 from shards.storage import write_bytes
+from shards.wording import counted
 
 _CAPTION_PX = 14
 
@@ -104,7 +105,7 @@ def save_png(picture: Image.Image, path: Path) -> None:
 def _facts(plan: ClipPlan, num_objects: int) -> str:
     """How many objects survived the warp, and what was done to their first masks."""
     damage = "undamaged" if plan.damage_iou is None else f"damaged to IoU {plan.damage_iou:.2f}"
-    return f"{num_objects} object{'' if num_objects == 1 else 's'}, first masks {damage}"
+    return f"{counted(num_objects, 'object')}, first masks {damage}"
 
 
 def _scale(picture: NDArray[np.uint8], height_px: int) -> NDArray[np.uint8]:

@@ -17,6 +17,7 @@ from shards.check import CheckedSet, check_set, rebuild_index
 from shards.errors import DataError
 from shards.manifest import ShardFacts, read_manifest
 from shards.storage import Location, locate
+from shards.wording import counted
 from tools.cli import BAD_DATA, Parser, run
 from tools.progress import Progress
 from tools.source_arguments import positive
@@ -46,7 +47,7 @@ def _outcome(root: Location, given: Namespace) -> CheckedSet | DataError:
     """What is wrong with a set, or why it cannot even be looked at; the other sets are checked all the same."""
     try:
         if given.rebuild_index:
-            print(f"{root}: index made again for {rebuild_index(root).num_frames} frames")
+            print(f"{root}: index made again for {counted(rebuild_index(root).num_frames, 'frame')}")
         return _check(root, given.jobs)
     except DataError as error:
         return error

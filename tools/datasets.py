@@ -30,6 +30,7 @@ from shards.reader import ShardSet
 from shards.sets.compose import LINKS, and_more, append_set, choose_fraction, merge_sets, write_subset
 from shards.sources import SOURCES
 from shards.storage import Location, RemotePath, locate, remove_tree
+from shards.wording import counted
 from tools.cli import Parser, run
 from tools.progress import Progress
 from tools.source_arguments import add_source_arguments, arguments_of, positive, source_options, split_names
@@ -262,16 +263,17 @@ def _build(request: BuildRequest, plan: Plan) -> None:
 
 def _rebuild_index(given: Namespace) -> None:
     for dataset in given.dataset:
-        print(f"{dataset}: index made again for {rebuild_index(locate(dataset)).num_frames} frames")
+        print(f"{dataset}: index made again for {counted(rebuild_index(locate(dataset)).num_frames, 'frame')}")
 
 
 def _dali_index(given: Namespace) -> None:
     written = write_stock_indexes(locate(given.dataset), given.out)
-    print(f"{given.out}: {len(written)} files for fn.readers.webdataset(index_paths=...)")
+    print(f"{given.out}: {counted(len(written), 'file')} for fn.readers.webdataset(index_paths=...)")
 
 
 def _print_made(root: Location, manifest: Manifest) -> None:
-    counts = f"{manifest.num_videos} videos, {manifest.num_frames} frames in {len(manifest.shards)} shards"
+    videos, frames = counted(manifest.num_videos, "video"), counted(manifest.num_frames, "frame")
+    counts = f"{videos}, {frames} in {counted(len(manifest.shards), 'shard')}"
     print(f"{root}: {counts}, fingerprint {manifest.fingerprint[:16]}")
 
 

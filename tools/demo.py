@@ -24,6 +24,7 @@ import time
 from argparse import Namespace
 from contextlib import ExitStack
 from pathlib import Path
+from textwrap import fill
 
 from tqdm import tqdm
 
@@ -32,9 +33,10 @@ from shards.errors import DataError
 from shards.locks import hold_alone
 from shards.reader import ShardSet
 from shards.sources.moving_shapes import MovingShapes, write_moving_shapes
-from tools.cli import Parser, run
+from shards.wording import counted
+from tools.cli import TEXT_WIDTH, Parser, run
 from trainers.config import Config, load_config
-from trainers.looking.sheets import clip_sheet, result_sheet
+from trainers.looking.sheets import clip_sheet, object_shares, result_sheet
 from trainers.prediction.videos import open_videos
 from trainers.records.checkpoints import list_checkpoints
 from trainers.records.journal import read_journal
@@ -42,7 +44,9 @@ from trainers.records.journal import read_journal
 REPOSITORY = Path(__file__).resolve().parent.parent
 CONFIG = REPOSITORY / "trainers" / "configs" / "demo.yaml"
 MARKER = "made_by_demo"
-SHEET_VIDEOS = 3
+SCORED = ("before", "after")
+"""Folders of the masks of random weights and of trained ones."""
+SHEET_VIDEOS = 2
 STEPS_HELP = "training steps (default: the config's 500; far fewer show that it runs, and leave J&F near 0)"
 
 
@@ -68,22 +72,26 @@ def _run_demo(options: Namespace, out: Path, started: float) -> int:
     shard_set = out / "shards" / "davis2017"
     overrides = [f"stages.0.data.0.path={shard_set}", f"output={out / 'run'}"]
     if options.steps is not None:
-        overrides.append(f"stages.0.steps={options.steps}")
+        overrides += [f"stages.0.steps={options.steps}", f"report_every={min(50, max(1, options.steps // 4))}"]
     try:
         _tool("shard", "davis2017", davis, out / "shards")
         _tool("check", shard_set)
         split = _split_to_score(shard_set)
         _tool("train", os.path.relpath(CONFIG), *overrides)
         newest, *_, untrained = list_checkpoints(out / "run")
-        for name, weights in (("before", untrained), ("after", newest)):
+        for name, weights in zip(SCORED, (untrained, newest), strict=True):
             _tool("segment", "--model", "rde", "--weights", weights, shard_set, out / name, "--split", split)
             _tool("evaluate", out / name, shard_set, "--split", split)
     except StepFailedError as failure:
         print(failure, file=sys.stderr)
         return 1
-    pictures = _draw(out, load_config(CONFIG, overrides), shard_set, split)
+    config = load_config(CONFIG, overrides)
+    pictures = _draw(out, config, shard_set, split)
     print(_summary(out, shard_set, split, time.perf_counter() - started))
     print("pictures: " + ", ".join(map(str, pictures)))
+    explanation = _explain_lower_score(out, shard_set, split, config.stages[0].steps)
+    if explanation is not None:
+        print(explanation)
     return 0
 
 
@@ -149,28 +157,45 @@ def _draw(out: Path, config: Config, shard_set: Path, split: str) -> tuple[Path,
     clips, masks = out / "clips.png", out / "masks.png"
     save_png(clip_sheet(config, stage=0, step=0), clips)
     source = open_videos(shard_set)
-    results = {"before training": out / "before", "after training": out / "after"}
-    save_png(result_sheet(source, results, source.select(split)[:SHEET_VIDEOS]), masks)
+    save_png(result_sheet(source, _results(out), source.select(split)[:SHEET_VIDEOS]), masks)
     return clips, masks
+
+
+def _results(out: Path) -> dict[str, Path]:
+    return {f"{name} training": out / name for name in SCORED}
 
 
 def _summary(out: Path, path: Path, split: str, seconds: float) -> str:
     with ShardSet.open(path) as shard_set:
-        built = f"{shard_set.num_videos} videos, {shard_set.num_frames} frames"
+        built = f"{counted(shard_set.num_videos, 'video')}, {counted(shard_set.num_frames, 'frame')}"
     reports = [record for record in read_journal(out / "run") if record["kind"] == "report"]
     paces = [record["clips_per_second"] for record in reports if "clips_per_second" in record]
-    before, after = (_global_score(out / name, split) for name in ("before", "after"))
     rows = {
         "shard set": built,
-        "training": f"{reports[-1]['step']} steps",
+        "training": counted(reports[-1]["step"], "step"),
         "loss, first and last report": f"{reports[0]['loss']:.3f} -> {reports[-1]['loss']:.3f}",
         "clips/s (median report)": f"{statistics.median(paces):.1f}" if paces else "too few steps",
-        f"J&F on {split} before training": f"{before:.3f}",
-        f"J&F on {split} after training": f"{after:.3f}",
+        **{f"J&F on {split} {name} training": f"{_global_score(out / name, split):.3f}" for name in SCORED},
         "the whole demo": f"{seconds:.0f} s",
     }
     width = max(map(len, rows))
     return "\n" + "\n".join(f"{name:{width}}  {value}" for name, value in rows.items())
+
+
+def _explain_lower_score(out: Path, shard_set: Path, split: str, steps: int) -> str | None:
+    """Why random weights scored better, where they did: in words and in shares of the pictures' frames."""
+    before, after = (_global_score(out / name, split) for name in SCORED)
+    if after >= before:
+        return None
+    source = open_videos(shard_set)
+    shares = object_shares(source, _results(out), source.select(split)[:SHEET_VIDEOS])
+    truth, at_first, at_last = (f"{share:.1%}" for share in shares.values())
+    words = (
+        f"Lower after training: objects cover {truth} of the frames of {out / 'masks.png'}. Random weights paint "
+        f"{at_first} and hit them by chance; after {counted(steps, 'step')} it is {at_last}. A network learns first "
+        "that most of a frame is background, and where the objects are with more steps."
+    )
+    return fill(words, TEXT_WIDTH)
 
 
 def _global_score(folder: Path, split: str) -> float:

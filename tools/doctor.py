@@ -14,6 +14,7 @@ import json
 from argparse import Namespace
 from dataclasses import asdict
 from pathlib import Path
+from textwrap import fill
 
 from pipelines.reading.clip_reader import READ_PLANS, PlanName
 from pipelines.reading.doctor import Diagnosis, Examination, diagnose_folder, diagnose_set, num_cells, verdict
@@ -23,7 +24,7 @@ from shards.reader import ShardSet
 from shards.shard_files import open_shard_for_clips
 from shards.speed import Measured
 from shards.storage import Location, locate, write_bytes
-from tools.cli import Parser, output_file, run
+from tools.cli import TEXT_WIDTH, Parser, output_file, run
 from tools.progress import Progress
 from tools.source_arguments import positive
 
@@ -40,8 +41,8 @@ def doctor(arguments: list[str]) -> int:
     print(_reads_table(found))
     print(f"\n{_limits_table(found)}")
     print(f"\n{_recipes_table(found)}\n")
-    for line in verdict(found):
-        print(line)
+    for sentence in verdict(found):
+        print(fill(sentence, TEXT_WIDTH, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False))
     if given.json is not None:
         write_bytes(given.json, (json.dumps(asdict(found) | {"verdict": verdict(found)}, indent=2) + "\n").encode())
         print(f"written: {given.json}")

@@ -44,6 +44,7 @@ from shards.masks import MASK_CODECS
 from shards.reader import ShardSet
 from shards.sources import SOURCES
 from shards.storage import locate
+from shards.wording import counted
 from tools.cli import Parser, is_store_error, run
 from tools.progress import Progress
 from tools.source_arguments import add_source_arguments, arguments_of, positive, source_options, split_names
@@ -172,8 +173,8 @@ def _size(text: str) -> int:
 def _print_plan(request: BuildRequest, plan: Plan) -> None:
     frames = sum(size.num_frames for size in plan.sizes.values())
     num_bytes = sum(size.num_bytes for size in plan.sizes.values())
-    shards = f"{len(plan.shards)} shards in {request.root}"
-    print(f"{len(plan.sizes)} videos, {frames} frames, {num_bytes / 1e6:.1f} MB -> {shards}")
+    source = f"{counted(len(plan.sizes), 'video')}, {counted(frames, 'frame')}, {num_bytes / 1e6:.1f} MB"
+    print(f"{source} -> {counted(len(plan.shards), 'shard')} in {request.root}")
     splits = Counter(split for size in plan.sizes.values() for split in size.splits)
     print("splits: " + ", ".join(f"{split} {count}" for split, count in sorted(splits.items())))
 
@@ -185,8 +186,9 @@ def _print_estimate(request: BuildRequest, plan: Plan) -> None:
         return
     hours, minutes = divmod(round(estimate.seconds / 60), 60)
     duration = f"{hours} h {minutes} min" if estimate.seconds >= 600 else f"{estimate.seconds:.0f} s"
-    size = f"about {estimate.bytes / 1e6:.0f} MB in {len(plan.shards)} shards"
-    print(f"{size}, {duration} on {request.jobs} cores (from {estimate.num_frames} frames, one after the other)")
+    size = f"about {estimate.bytes / 1e6:.0f} MB in {counted(len(plan.shards), 'shard')}"
+    tried = f"from {counted(estimate.num_frames, 'frame')}, one after the other"
+    print(f"{size}, {duration} on {counted(request.jobs, 'core')} ({tried})")
 
 
 class _Bar:
@@ -227,7 +229,8 @@ def _build_part(request: BuildRequest, plan: Plan, given: Namespace) -> None:
     bar = _Bar(sum(plan.sizes[name].num_frames for names in mine for name in names))
     with _resumable(request, bar):
         build_part(request, plan, bar.show, part, _engine(given))
-    print(f"part {part.number} of {part.count} is done: {len(mine)} shards; --finish after the last part makes the set")
+    made = counted(len(mine), "shard")
+    print(f"part {part.number} of {part.count} is done: {made}; --finish after the last part makes the set")
 
 
 def _engine(given: Namespace) -> Engine:
@@ -264,18 +267,17 @@ def _print_summary(result: BuildResult, seconds: float, *, built: bool) -> None:
     with ShardSet.open(result.root) as shard_set:
         objects = sum(len(shard_set.videos.object_ids(video)) for video in range(shard_set.num_videos))
         annotated = sum(int(shard_set.annotated(video).sum()) for video in range(shard_set.num_videos))
-    shards = f"{len(manifest.shards)} shards, {num_bytes / 1e6:.1f} MB"
+    shards = f"{counted(len(manifest.shards), 'shard')}, {num_bytes / 1e6:.1f} MB"
     print(f"{result.root}: {shards}, fingerprint {manifest.fingerprint[:16]}")
-    print(
-        f"{manifest.num_videos} videos, {manifest.num_frames} frames, {objects} objects, "
-        f"{annotated / manifest.num_frames:.1%} of the frames annotated"
-    )
+    contents = f"{counted(manifest.num_videos, 'video')}, {counted(manifest.num_frames, 'frame')}"
+    share = f"{annotated / manifest.num_frames:.1%} of the frames annotated"
+    print(f"{contents}, {counted(objects, 'object')}, {share}")
     if built:
         print(f"{seconds:.1f} s, {manifest.num_frames / seconds:.0f} frames/s, {num_bytes / 1e6 / seconds:.0f} MB/s")
     findings = read_findings(result.root)
     dropped = {finding.video for finding in findings if finding.severity == "refused"}
     if dropped:
-        print(f"{len(dropped)} videos left out because of refused input")
+        print(f"{counted(len(dropped), 'video')} left out because of refused input")
     reasons = Counter((finding.severity, finding.reason, finding.what_was_done) for finding in findings)
     for (severity, reason, done), count in sorted(reasons.items()):
         print(f"{severity:9} {count:6} x {reason}: {done}")

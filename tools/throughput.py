@@ -24,6 +24,7 @@ from pipelines.costs.executors import describe_machine
 from shards.errors import DataError
 from shards.manifest import encode_json
 from shards.storage import write_bytes
+from shards.wording import counted
 from tools.cli import Parser, output_file, run
 from trainers.config import Config, load_config
 from trainers.looking.schedule import config_path
@@ -107,11 +108,10 @@ def _facts(given: Namespace, config: Config, stage: int) -> dict[str, str]:
 def _write(given: Namespace, report: Report) -> None:
     numbers = report.rank.numbers
     at = numbers.at
-    print(
-        f"{at.world_size} process{'es' * (at.world_size > 1)} on {at.device}, executor {at.executor}; of each "
-        f"{at.reading_threads} reading, {at.loading_threads} loading and {at.compute_threads} compute threads, "
-        f"{at.clips_per_step} clips of {at.frames_per_clip} frames a step\n"
-    )
+    processes = f"{counted(at.world_size, 'process', 'processes')} on {at.device}, executor {at.executor}"
+    threads = f"{at.reading_threads} reading, {at.loading_threads} loading, {at.compute_threads} computing"
+    clips = f"{counted(at.clips_per_step, 'clip')} of {counted(at.frames_per_clip, 'frame')} a step"
+    print(f"{processes}; of each, threads: {threads}; {clips}\n")
     print(text_report(report))
     written = []
     for path, content in (

@@ -15,6 +15,7 @@ from pathlib import Path
 from shards.reader import ShardSet
 from shards.sets.unshard import unshard
 from shards.storage import locate
+from shards.wording import counted
 from tools.cli import Parser, run
 from tools.progress import Progress
 
@@ -32,7 +33,7 @@ def unshard_tool(arguments: list[str]) -> int:
     given = parser.parse_args(arguments)
     with ShardSet.open(given.dataset) as shard_set, Progress(shard_set.num_frames, "frame") as bar:
         unshard(shard_set, given.out, bar.add)
-        print(f"{given.out}: {shard_set.num_videos} videos, {shard_set.num_frames} frames")
+        print(f"{given.out}: {counted(shard_set.num_videos, 'video')}, {counted(shard_set.num_frames, 'frame')}")
     return 0
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 
 import simplejpeg
@@ -29,6 +29,7 @@ from shards.speed import (
 )
 from shards.storage import Location
 from shards.storage_limits import Limit, storage_limits
+from shards.wording import counted
 
 FRAME = 146_000
 """Mean bytes of a BL30K frame with its mask, where there is no set to ask."""
@@ -133,23 +134,26 @@ def verdict(found: Diagnosis) -> list[str]:
     """What it means, in sentences."""
     speed = f"{1e3 * found.speed.latency:.2f} ms to answer a small read, {found.speed.bandwidth / 1e6:.0f} MB/s at best"
     lines = [f"{found.place}: {speed} ({_state(found)})."]
-    groups: dict[str, list[str]] = {}
+    limits: dict[str, dict[str, float]] = {}
     for one in found.recipes:
         storage = one.clips_per_second[one.plan]
-        rates = f"{storage:.0f} clips/s read"
-        limit = "What storage can feed to one process"
+        limit, rate = "What storage can feed to one process", storage
         if one.decoding is not None:
-            rates += f", {one.decoding:.0f} decoded"
             slower = "Decoding" if one.decoding < storage else "Storage"
-            limit = f"{slower} is the limit on {found.cores} cores"
-        groups.setdefault(limit, []).append(f"{one.recipe} ({rates}, by {one.plan})")
-    lines += [f"{limit}: {', '.join(each)}." for limit, each in groups.items()]
+            limit, rate = f"{slower} is the limit on {counted(found.cores, 'core')}", min(one.decoding, storage)
+        limits.setdefault(limit, {})[one.recipe] = rate
+    lines += [f"{limit}, {_span(rates.values())} clips/s: {', '.join(rates)}." for limit, rates in limits.items()]
     best = max(_of_storage(found.reads), key=lambda read: read.bandwidth)
     if best.parallel > 1:
         lines.append(
             f"It takes {best.parallel} requests at a time to get its bandwidth: let reading.threads be as many."
         )
     return lines
+
+
+def _span(rates: Collection[float]) -> str:
+    low, high = f"{min(rates):.0f}", f"{max(rates):.0f}"
+    return low if low == high else f"{low} to {high}"
 
 
 def _state(found: Diagnosis) -> str:

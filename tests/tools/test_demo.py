@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -25,6 +26,9 @@ def test_given_videos_go_the_whole_way(tmp_path: Path) -> None:
     for name in ("shard", "check", "train", "segment", "evaluate"):
         assert f"$ python tools/{name}.py" in ended.stdout
     assert "J&F on val after training" in ended.stdout
+    lower = re.search(r"before training +(\S+)\n.*after training +(\S+)\n", ended.stdout)
+    assert lower is not None
+    assert ("Lower after training: objects cover" in ended.stdout) == (float(lower[2]) < float(lower[1]))
     for picture in ("clips.png", "masks.png"):
         assert (tmp_path / "out" / picture).read_bytes().startswith(b"\x89PNG")
 

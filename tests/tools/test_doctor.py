@@ -41,18 +41,18 @@ def test_the_table_the_walls_the_recipes_and_the_verdict_are_printed(root, tmp_p
         assert words in printed
     video = next(one for one in found["recipes"] if one["recipe"] == "rde_video")
     assert video["num_frames"] == 5 and set(video["clips_per_second"]) == {"frame", "span", "resident"}
-    assert video["decoding"] > 0 and "decoded" in printed
+    assert video["decoding"] > 0 and "is the limit on" in printed
     assert found["speed"]["bandwidth"] == pytest.approx(
         speed_of([Measured(**read) for read in found["reads"]]).bandwidth
     )
-    assert printed.splitlines()[-2] == found["verdict"][-1]
+    assert " ".join(found["verdict"]) in " ".join(printed.split())
 
 
 def test_a_url_and_a_plain_folder_can_be_examined(root, tmp_path, capsys, monkeypatch):
     monkeypatch.setenv("VOSFORGE_CACHE", str(tmp_path / "index"))
     with range_server(root.parent) as server:
         assert tool.doctor([f"{server.url}/{root.name}", "--seconds", "0.01"]) == 0
-    assert "over the network; the server may hold it in its memory" in capsys.readouterr().out
+    assert "over the network; the server may hold it in its memory" in " ".join(capsys.readouterr().out.split())
     (tmp_path / "files").mkdir()
     (tmp_path / "files" / "large").write_bytes(bytes(3 << 20))
     assert tool.doctor([str(tmp_path / "files"), "--seconds", "0.01"]) == 0
@@ -188,15 +188,16 @@ def test_the_verdict_says_what_was_measured(cold, words):
 def test_the_verdict_names_the_limit_and_the_threads_it_takes():
     text = " ".join(verdict(diagnosis(reads((4096, 1, 1e6), (1 << 20, 16, 5e8)))))
     assert "2.00 ms to answer a small read, 500 MB/s at best" in text
-    assert "Storage is the limit on 8 cores: slow (90 clips/s read, 400 decoded, by span)" in text
-    assert "Decoding is the limit on 8 cores: fast (900 clips/s read, 300 decoded, by frame)" in text
+    assert "Storage is the limit on 8 cores, 90 clips/s: slow." in text
+    assert "Decoding is the limit on 8 cores, 250 to 300 clips/s: fast, faster." in text
     assert "It takes 16 requests at a time" in text
 
 
 def diagnosis(measured: tuple[Measured, ...]) -> Diagnosis:
     slow = RecipePrediction("slow", 5, 0.7, "span", {"frame": 20.0, "span": 90.0, "resident": 10.0}, 400.0)
     fast = RecipePrediction("fast", 3, 0.4, "frame", {"frame": 900.0}, 300.0)
-    return Diagnosis("data", measured, measured[0], speed_of(measured), (), 16, 8, (slow, fast), {})
+    faster = RecipePrediction("faster", 3, 0.2, "frame", {"frame": 1800.0}, 250.0)
+    return Diagnosis("data", measured, measured[0], speed_of(measured), (), 16, 8, (slow, fast, faster), {})
 
 
 def test_a_speed_of_nothing_is_refused():

@@ -63,7 +63,7 @@ def test_splits_before_the_paths_do_not_swallow_them(tree, tmp_path, given):
 
 def test_a_dry_run_writes_nothing(tree, tmp_path, capsys):
     assert shard(["davis2017", str(tree), str(tmp_path / "out"), "--dry-run"]) == 0
-    assert "1 shards in" in capsys.readouterr().out and not (tmp_path / "out").exists()
+    assert "1 shard in" in capsys.readouterr().out and not (tmp_path / "out").exists()
 
 
 def test_a_finished_build_says_so(tree, tmp_path, capsys):
@@ -78,7 +78,7 @@ def test_refused_input_is_counted_by_reason(tree, tmp_path, capsys):
     (tree / "Annotations/480p/bear/00001.png").write_bytes(b"")
     assert shard(["davis2017", str(tree), str(tmp_path / "out"), "--on-bad", "skip", "--jobs", "1"]) == 0
     printed = capsys.readouterr().out
-    assert "1 videos left out because of refused input" in printed
+    assert "1 video left out because of refused input" in printed
     assert "refused        1 x empty file: video dropped" in printed and "rejected.jsonl" in printed
 
 
@@ -206,7 +206,7 @@ def test_parts_and_their_finish_make_the_set_of_one_run(tree, tmp_path, capsys):
     options = ["--shard-size", "5KB", "--jobs", "1"]
     assert shard([*common, str(tmp_path / "one"), *options]) == 0
     assert shard([*common, str(tmp_path / "parts"), *options, "--part", "2/2"]) == 0
-    assert "part 2 of 2 is done: 1 shards" in capsys.readouterr().out
+    assert "part 2 of 2 is done: 1 shard;" in capsys.readouterr().out
     with pytest.raises(DataError, match="run --part I/N again"):
         shard([*common, str(tmp_path / "parts"), *options, "--finish"])
     assert shard([*common, str(tmp_path / "parts"), *options, "--part", "1/2"]) == 0
@@ -259,7 +259,7 @@ def running_cluster(folder: Path) -> Iterator[str]:
 def test_a_dry_run_estimates_from_frames_of_the_source(tree, tmp_path, capsys):
     assert shard(["davis2017", str(tree), str(tmp_path / "out"), "--dry-run", "--jobs", "2"]) == 0
     printed = capsys.readouterr().out
-    assert "on 2 cores (from 6 frames" in printed and "MB in 1 shards" in printed
+    assert "on 2 cores (from 6 frames" in printed and "MB in 1 shard," in printed
 
 
 def test_a_set_is_built_from_and_into_urls(tree, tmp_path):

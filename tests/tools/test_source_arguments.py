@@ -55,5 +55,5 @@ def test_a_dry_run_over_tars_leaves_nothing_behind(tmp_path, capsys):
     folder = write_bl30k(tmp_path / "BL30K", {"kea00001": label_maps(3, (1, 4))})
     tar = write_tar(tmp_path / "a.tar", files_of(folder).items())
     assert shard(["bl30k", str(tar), str(tmp_path / "out"), "--dry-run", "--jobs", "1"]) == 0
-    assert "1 videos, 3 frames" in capsys.readouterr().out
+    assert "1 video, 3 frames" in capsys.readouterr().out
     assert not (tmp_path / "out").exists()

@@ -36,7 +36,7 @@ def test_two_ranks_measure_together_and_the_first_one_tells(config: Path, tmp_pa
     )
     assert result.returncode == 0, result.stderr
     assert result.stdout.startswith(
-        "2 processes on cpu, executor cpu; of each 16 reading, 1 loading and 1 compute threads, 1 clips"
+        "2 processes on cpu, executor cpu; of each, threads: 16 reading, 1 loading, 1 computing; 1 clip of "
     )
     assert result.stdout.count("What if") == 1
     assert "exchange of gradients, not hidden" in result.stdout

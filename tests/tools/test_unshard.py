@@ -16,7 +16,7 @@ def test_shard_and_unshard_give_the_images_and_lists_back(tmp_path, capsys):
     tree = write_tree(tmp_path / "tree", {"bear": label_maps(3, (1, 2))}, {"val": ["bear"]})
     root = build_set(tree, tmp_path / "out").root
     assert unshard_tool([str(root), str(tmp_path / "back")]) == 0
-    assert "1 videos, 3 frames" in capsys.readouterr().out
+    assert "1 video, 3 frames" in capsys.readouterr().out
     for folder in ("JPEGImages", "ImageSets"):
         assert files_of(tmp_path / "back" / folder) == files_of(tree / folder)
     assert set(files_of(tmp_path / "back")) == set(files_of(tree))

@@ -16,6 +16,7 @@ from pipelines.pictures import overlay
 from shards.masks import SOFT_CODECS, SOFT_THRESHOLD, decode_label_map, decode_soft_mask
 from shards.palettes import voc_palette
 from shards.reader import ShardSet
+from shards.wording import counted
 from trainers.pages import (
     data_uri,
     figure_html,
@@ -125,8 +126,8 @@ def dataset_page(shard_set: ShardSet, videos: Sequence[int]) -> str:
     parts.append(figure_html(plot_statistics(statistics), "objects per frame, areas, lengths and sizes"))
     for video in videos:
         timeline = read_timeline(shard_set, video)
-        count = len(timeline.objects)
-        parts.append(heading(f"{timeline.name}: {timeline.num_frames} frames, {count} object{'s' * (count != 1)}"))
+        counts = f"{counted(timeline.num_frames, 'frame')}, {counted(len(timeline.objects), 'object')}"
+        parts.append(heading(f"{timeline.name}: {counts}"))
         parts.append(figure_html(plot_timeline(timeline), f"objects of {timeline.name} over time"))
         parts.append(_thumbnails(shard_set, video, timeline.places))
     return make_page(f"{shard_set.name} ({shard_set.path})", parts, style=f"img.thumb {{ height: {THUMBNAIL_PX}px; }}")

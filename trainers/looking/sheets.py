@@ -1,4 +1,4 @@
-"""Contact sheets of what goes in and what comes out: clips as the trainer sees them, masks as the model drew them."""
+"""What goes in and what comes out, on contact sheets: clips as the trainer sees them, masks as the model drew them."""
 
 from __future__ import annotations
 
@@ -12,8 +12,9 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from pipelines.pictures import clip_headings, clip_rows, overlay, sheet
+from pipelines.types import VOID
 from trainers.config import Config
-from trainers.label_files import read_label_map
+from trainers.label_files import LabelMap, read_label_map
 from trainers.looking.clip_pages import Look, load_batches
 from trainers.prediction.videos import VideoSource
 
@@ -54,6 +55,25 @@ def result_sheet(
             rows.append([_overlaid(source, video, frame, labels) for frame, labels in zip(frames, drawn, strict=True)])
             captions.append(f"{video}: {caption}")
     return sheet(rows, captions, cell_height_px)
+
+
+def object_shares(source: VideoSource, results: Mapping[str, Path], videos: Sequence[str]) -> dict[str, float]:
+    """How much of the frames is object, 0..1: `truth`, then each of `results` (caption -> folder, as above).
+
+    Frames in which masks are given to begin with are left out, void pixels counted as background.
+    """
+    frames = [(video, frame) for video in videos for frame in source.annotated_names(video)[1:]]
+    truths = [source.read_labels(video, frame) for video, frame in frames]
+    drawn = {
+        caption: [read_label_map(folder / video / f"{frame}.png") for video, frame in frames]
+        for caption, folder in results.items()
+    }
+    return {caption: _object_share(labels) for caption, labels in {"truth": truths, **drawn}.items()}
+
+
+def _object_share(maps: Sequence[LabelMap]) -> float:
+    painted = sum(int(((labels > 0) & (labels != VOID)).sum()) for labels in maps)
+    return painted / max(1, sum(labels.size for labels in maps))
 
 
 def _overlaid(source: VideoSource, video: str, frame: str, labels: NDArray[np.uint8]) -> NDArray[np.uint8]:
