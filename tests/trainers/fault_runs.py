@@ -17,7 +17,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -81,30 +81,34 @@ def kill_job(job: Job) -> None:
         time.sleep(0.02)
 
 
-def rank_kills(shards: Path, root: Path, points: int, dice: random.Random) -> list[str]:
+def rank_kills(shards: Path, root: Path, points: int, dice: random.Random) -> Iterator[str]:
     """One job whose ranks are killed one at a time at random moments after the first step of each attempt."""
     job = begin(shards, root, "rank-kills", restarts=points)
-    rows = []
-    for _ in range(points):
+    kills = 0
+    while kills < points:
         before = job.last_step()
         wait_until(lambda: job.last_step() > before, job)  # noqa: B023 - called at once
         time.sleep(dice.uniform(0, 1))
-        ranks = processes_of(job.process)
-        if job.process.poll() is not None or not ranks:
+        if job.process.poll() is not None:
+            yield f"the job ended before it met all kills:\n{job.log()[-2000:]}"
             break
+        ranks = processes_of(job.process)
+        if not ranks:  # the launcher is just starting them
+            continue
         reached, rank = job.last_step(), dice.randrange(len(ranks))
-        newest = max((int(path.stem.partition("-")[2]) for path in list_checkpoints(job.folder)), default=0)
+        newest = newest_step(job.folder)
         os.kill(ranks[rank], signal.SIGKILL)
-        killed = time.monotonic()
+        killed, kills = time.monotonic(), kills + 1
         wait_until(lambda: job.last_step() < reached or job.last_step() > reached, job)  # noqa: B023
         wait_until(lambda: job.last_step() > reached, job)  # noqa: B023
-        rows.append(f"rank {rank} after step {reached}: {reached - newest} lost, {time.monotonic() - killed:.0f} s")
-    return [*rows, f"{len(rows)} kills, status {job.process.wait()}", same_end(job.folder, root)]
+        yield f"rank {rank} after step {reached}: {reached - newest} lost, {time.monotonic() - killed:.0f} s"
+    yield f"{kills} kills, status {job.process.wait()}"
+    yield same_end(job.folder, root)
 
 
-def job_kills(shards: Path, root: Path, points: int, dice: random.Random) -> list[str]:
+def job_kills(shards: Path, root: Path, points: int, dice: random.Random) -> Iterator[str]:
     """A job that is killed as a whole, at any moment of its life, and started again with --resume."""
-    rows = []
+    kills = 0
     for point in range(points):
         job = begin(shards, root, "job-kills", "--resume")
         before = job.last_step()
@@ -114,16 +118,23 @@ def job_kills(shards: Path, root: Path, points: int, dice: random.Random) -> lis
             moment = "at work"
         wait_until(lambda: False, job, dice.uniform(0, 5))
         if job.process.poll() is not None:
+            yield f"the job ended before it met all kills:\n{job.log()[-2000:]}"
             break
         kill_job(job)
-        newest = max((int(path.stem.partition("-")[2]) for path in list_checkpoints(job.folder)), default=0)
+        kills += 1
         reached = job.last_step()
-        rows.append(f"kill {point + 1} {moment}: steps {before} to {reached}, {reached - newest} lost")
+        yield f"kill {point + 1} {moment}: steps {before} to {reached}, {reached - newest_step(job.folder)} lost"
     job = begin(shards, root, "job-kills", "--resume")
-    return [*rows, f"{len(rows)} kills, status {job.process.wait()}", same_end(job.folder, root)]
+    yield f"{kills} kills, status {job.process.wait()}"
+    yield same_end(job.folder, root)
 
 
-def hung_rank(shards: Path, root: Path, *_: Any) -> list[str]:
+def newest_step(folder: Path) -> int:
+    """Of the checkpoints in a run's folder, 0 without any."""
+    return max((int(path.stem.partition("-")[2]) for path in list_checkpoints(folder)), default=0)
+
+
+def hung_rank(shards: Path, root: Path, *_: Any) -> Iterator[str]:
     """A rank that is stopped dead (SIGSTOP), as one that waits for a disk that does not answer."""
     job = begin(shards, root, "hung", restarts=1, hang_seconds=10)
     wait_until(lambda: job.last_step() >= 3, job)
@@ -135,15 +146,18 @@ def hung_rank(shards: Path, root: Path, *_: Any) -> list[str]:
     wait_until(lambda: job.last_step() > reached + 1, job)
     again = time.monotonic() - stopped
     said = next((line for line in job.log().splitlines() if "no progress" in line), "nothing was said")
-    return [said, f"said after {seen:.0f} s, new steps after {again:.0f} s", same_end(job.folder, root, job)]
+    yield said
+    yield f"said after {seen:.0f} s, new steps after {again:.0f} s"
+    yield same_end(job.folder, root, job)
 
 
-def full_disk(shards: Path, root: Path, *_: Any) -> list[str]:
+def full_disk(shards: Path, root: Path, *_: Any) -> Iterator[str]:
     """The run's folder on a file system of 12 MB: the third checkpoint does not fit. Needs the right to mount."""
     disk = root / "small-disk"
     disk.mkdir()
     if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=12m", "none", str(disk)], check=False).returncode:
-        return ["not tried: no right to mount"]
+        yield "not tried: no right to mount"
+        return
     try:
         job = begin(shards, root, "disk", output=str(disk / "run"))
         job.folder = disk / "run"
@@ -153,16 +167,14 @@ def full_disk(shards: Path, root: Path, *_: Any) -> list[str]:
         subprocess.run(["mount", "-o", "remount,size=64m", str(disk)], check=True)
         job.process = start_ranks(job.config, "--resume")
         again = job.process.wait()
-        return [
-            said,
-            f"status {status}, left {', '.join(there)}; with room, --resume: {again}",
-            same_end(job.folder, root),
-        ]
+        yield said
+        yield f"status {status}, left {', '.join(there)}; with room, --resume: {again}"
+        yield same_end(job.folder, root)
     finally:
         subprocess.run(["umount", str(disk)], check=False)
 
 
-def replaced_shard(shards: Path, root: Path, *_: Any) -> list[str]:
+def replaced_shard(shards: Path, root: Path, *_: Any) -> Iterator[str]:
     """A shard that gets other bytes of the same length in the middle of a run, then its own again."""
     tar = next(shards.glob("*.tar"))
     own = tar.read_bytes()
@@ -179,12 +191,14 @@ def replaced_shard(shards: Path, root: Path, *_: Any) -> list[str]:
     reached = job.last_step()
     job.process = start_ranks(job.config, "--resume")
     job.process.wait()
-    return [said, f"status {status} after step {reached}", same_end(job.folder, root, job)]
+    yield said
+    yield f"status {status} after step {reached}"
+    yield same_end(job.folder, root, job)
 
 
-def bad_reads(shards: Path, root: Path, *_: Any) -> list[str]:
+def bad_reads(shards: Path, root: Path, *_: Any) -> Iterator[str]:
     """One process whose disk gives an input/output error at the 30th read, then none; then one that is slow."""
-    rows, reads = [], itertools.count(1)
+    reads = itertools.count(1)
 
     class Failing(LocalFile):
         def read(self, ranges: Sequence[Range], *, fresh: bool = False) -> list[bytes]:
@@ -204,16 +218,17 @@ def bad_reads(shards: Path, root: Path, *_: Any) -> list[str]:
     try:
         train_on("bad-disk", failing)
     except OSError as error:
-        rows.append("; ".join([str(error), *error.__notes__]))
+        yield "; ".join([str(error), *error.__notes__])
     train_on("bad-disk", open_shard)
     train_on("slow-disk", SlowStorage(latency=0.1, bandwidth=2e4))
     waits = {
         name: [r["data_ms"] for r in reports(root / name) if "data_ms" in r] for name in ("good-disk", "slow-disk")
     }
-    rows += [f"{name}: median data wait {statistics.median(found):.1f} ms" for name, found in waits.items()]
+    for name, found in waits.items():
+        yield f"{name}: median data wait {statistics.median(found):.1f} ms"
     for name in ("bad-disk", "slow-disk"):
         assert_equal_states(root / name / f"checkpoint-{STEPS}.pt", root / "good-disk" / f"checkpoint-{STEPS}.pt")
-    return [*rows, "the same ends, bit for bit"]
+    yield "the same ends, bit for bit"
 
 
 def reports(folder: Path) -> list[dict[str, Any]]:
@@ -231,7 +246,7 @@ def same_end(folder: Path, root: Path, job: Job | None = None) -> str:
     return "the same end, bit for bit"
 
 
-FAULTS = {
+FAULTS: dict[str, Callable[[Path, Path, int, random.Random], Iterator[str]]] = {
     "rank-kills": rank_kills,
     "job-kills": job_kills,
     "hung-rank": hung_rank,
