@@ -32,12 +32,6 @@ class ObjectRows:
         clips, slots = torch.tensor(pairs, dtype=torch.int64).view(-1, 2).unbind(1)
         return cls(clips.to(device, non_blocking=True), slots.to(device, non_blocking=True), len(counts), num_slots)
 
-    def repeated(self, times: int) -> ObjectRows:
-        """Rows of `times` batches of such clips, one after the other."""
-        copies = torch.arange(times, device=self.clips.device)[:, None]
-        clips = (copies * self.num_clips + self.clips).flatten()
-        return ObjectRows(clips, self.slots.repeat(times), times * self.num_clips, self.num_slots)
-
     def take(self, masks: Tensor) -> Tensor:
         """(B, K, H, W) -> (N, H, W)."""
         return masks.flatten(0, 1) if self._is_full else masks[self.clips, self.slots]

@@ -176,8 +176,9 @@ class Decoder(nn.Module):
         at_16 = self.ResMM(share + query.value[clips])
         at_8 = self.RF3(at_16, query.skip_8, clips)
         at_4 = self.RF2(at_8, query.skip_4, clips)
-        logits = F.interpolate(self.pred2(F.relu(at_4)), size, mode="bilinear", align_corners=False)
-        return logits[:, 1] - logits[:, 0]  # softmax over the two channels is the sigmoid of this
+        both = self.pred2(F.relu(at_4))
+        logits = both[:, 1:] - both[:, :1]  # softmax over the two channels is the sigmoid of this
+        return F.interpolate(logits, size, mode="bilinear", align_corners=False)[:, 0]
 
 
 class Stm(nn.Module):

@@ -69,15 +69,15 @@ def plain_iou_loss(logits: Tensor, labels: Tensor, judged: Tensor, *, count_void
 def test_the_losses_have_the_published_values(judged: list[bool], cross_entropy: float, iou: float) -> None:
     logits, labels = published_case()
     which = torch.tensor([judged])
-    assert hardest_cross_entropy(logits, labels, which).item() == pytest.approx(cross_entropy, abs=2e-6)
-    assert soft_iou_loss(logits, labels, which).item() == pytest.approx(iou, abs=2e-6)
+    assert hardest_cross_entropy(logits.softmax(1), labels, which).item() == pytest.approx(cross_entropy, abs=2e-6)
+    assert soft_iou_loss(logits.softmax(1), labels, which).item() == pytest.approx(iou, abs=2e-6)
 
 
 @pytest.mark.parametrize("count_void", [True, False])
 def test_the_losses_of_a_batch_equal_loops_over_its_pixels(count_void: bool) -> None:
     logits, labels, judged = random_case()
-    entropy = hardest_cross_entropy(logits, labels, judged, count_void=count_void)
-    iou = soft_iou_loss(logits, labels, judged, count_void=count_void)
+    entropy = hardest_cross_entropy(logits.softmax(1), labels, judged, count_void=count_void)
+    iou = soft_iou_loss(logits.softmax(1), labels, judged, count_void=count_void)
     for sample in range(3):
         one = (logits[sample], labels[sample], judged[sample])
         assert entropy[sample].item() == pytest.approx(plain_cross_entropy(*one, count_void=count_void), abs=1e-6)
@@ -87,7 +87,7 @@ def test_the_losses_of_a_batch_equal_loops_over_its_pixels(count_void: bool) -> 
 def test_a_sample_without_judged_objects_has_no_iou_loss_where_the_published_one_is_nan() -> None:
     logits, labels = published_case()
     logits.requires_grad_()
-    loss = soft_iou_loss(logits, labels, torch.tensor([[True, False, False, False]]))
+    loss = soft_iou_loss(logits.softmax(1), labels, torch.tensor([[True, False, False, False]]))
     loss.sum().backward()
     assert loss.item() == 0.0
     assert logits.grad is not None
@@ -98,7 +98,7 @@ def test_the_gradient_of_the_iou_loss_is_that_of_its_definition() -> None:
     logits, labels, judged = random_case()
     logits, labels, judged = logits[:2], labels[:2], judged[:2]
     ours, defined = logits.clone().requires_grad_(), logits.clone().requires_grad_()
-    soft_iou_loss(ours, labels, judged).sum().backward()
+    soft_iou_loss(ours.softmax(1), labels, judged).sum().backward()
     found = defined.softmax(1)[:, 1:]
     truth = (labels[:, None] == torch.arange(1, 4)[:, None, None]).float()
     smaller, larger = (reduce(found, truth).sum((2, 3)) for reduce in (torch.minimum, torch.maximum))

@@ -5,12 +5,11 @@ from __future__ import annotations
 import pytest
 import torch
 
-from models.object_rows import ObjectRows
 from models.stm import Stm
 from tests.models import stm_fill
 from tests.trainers.stm_clips import Clips, first_masks_of, make_clips, small_stm
 from trainers.costs.published_stm import PublishedStmStep
-from trainers.objectives.stm_cycle import StmCycleObjective, StmCycleOptions, Unrolled, open_gates, unroll
+from trainers.objectives.stm_cycle import StmCycleObjective, StmCycleOptions, open_gates, unroll
 from trainers.objectives.stm_cycle_losses import hardest_cross_entropy, present_labels, soft_iou_loss
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -51,9 +50,26 @@ def test_the_loss_of_a_clip_has_the_published_value(
     assert metrics["gates_open"].item() == (0.5 if gone == 2 else 1.0)
 
 
-@pytest.mark.parametrize("num_frames", [2, 4])
-def test_a_batch_equals_the_published_loop_over_clips_in_loss_and_every_gradient(num_frames: int) -> None:
-    model, clips = small_stm(), make_clips(num_frames=num_frames)
+def without(clips: Clips, gone: list[tuple[int, int, int]]) -> Clips:
+    """The clips without some objects: (clip, frame, slot) of each."""
+    masks = clips.masks.clone()
+    for clip, time, slot in gone:
+        masks[clip, time][masks[clip, time] == slot] = 0
+    return clips._replace(masks=masks)
+
+
+@pytest.mark.parametrize(
+    "clips",
+    [
+        pytest.param(make_clips(num_frames=2), id="two frames"),
+        pytest.param(make_clips(num_frames=4), id="four frames"),
+        pytest.param(make_clips().clip(1), id="slots that no clip uses"),
+        pytest.param(without(make_clips(), [(0, 1, 3), (1, 2, 1)]), id="some ways back are closed"),
+        pytest.param(without(make_clips(num_frames=2), [(0, 1, 3), (1, 1, 1)]), id="all ways back are closed"),
+    ],
+)
+def test_a_batch_equals_the_published_loop_over_clips_in_loss_and_every_gradient(clips: Clips) -> None:
+    model = small_stm()
     results = []
     for step in (StmCycleObjective(model), PublishedStmStep(model)):
         model.zero_grad()
@@ -105,7 +121,7 @@ def test_without_the_cycle_only_the_way_forward_counts() -> None:
 
 @pytest.mark.parametrize(
     ("gate", "expected"),
-    [("highest", [[1.0, 1.0], [0.0, 1.0]]), ("all", [[1.0, 0.0], [0.0, 1.0]])],
+    [("highest", [[True, True], [False, True]]), ("all", [[True, False], [False, True]])],
 )
 def test_the_gate_looks_at_the_highest_object_or_at_all(gate: str, expected: list[list[float]]) -> None:
     present = torch.tensor(
@@ -118,22 +134,22 @@ def test_the_gate_looks_at_the_highest_object_or_at_all(gate: str, expected: lis
     assert open_gates(present, torch.tensor([2, 2]), options.cycle_gate).tolist() == expected
     one_object = present.clone()
     one_object[:, :, 2] = False
-    assert open_gates(one_object, torch.tensor([1, 1]), options.cycle_gate).tolist() == [[1.0, 0.0], [1.0, 1.0]]
+    assert open_gates(one_object, torch.tensor([1, 1]), options.cycle_gate).tolist() == [[True, False], [True, True]]
 
 
 def test_each_switch_of_the_losses_reaches_them() -> None:
     model, clips = small_stm(), make_clips()
     with torch.no_grad():
-        rows = _unrolled(model, clips)
+        seen = unroll(model, clips.images, clips.first_masks, [3, 1], [])
         options = StmCycleOptions(
             cycle_weight=0, cross_entropy_weight=0.25, iou_weight=3, hard_share=0.1, count_void=False
         )
         loss, _ = StmCycleObjective(model, options)(*clips)
-    present = present_labels(clips.masks, clips.num_objects[:, None], 4)
+    present = present_labels(clips.masks, clips.num_objects[:, None], 3)
     terms = [
-        0.25 * hardest_cross_entropy(logits, clips.masks[:, time], present[:, 0], share=0.1, count_void=False)
-        + 3 * soft_iou_loss(logits, clips.masks[:, time], present[:, 0], count_void=False)
-        for time, logits in enumerate(rows.forward, start=1)
+        0.25 * hardest_cross_entropy(found, clips.masks[:, time], present[:, 0], share=0.1, count_void=False)
+        + 3 * soft_iou_loss(found, clips.masks[:, time], present[:, 0], count_void=False)
+        for time, found in enumerate(seen.forward, start=1)
     ]
     assert loss.item() == pytest.approx(torch.stack(terms).mean().item(), rel=1e-6)
 
@@ -176,8 +192,3 @@ def test_options_outside_their_range_are_refused(changes: dict[str, float], mess
 def test_clips_it_cannot_train_on_are_refused(clip: tuple[int, tuple[int, int]], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         StmCycleOptions.require_clips(*clip)
-
-
-def _unrolled(model: Stm, clips: Clips) -> Unrolled:
-    rows = ObjectRows.of(clips.num_objects.tolist(), 4, torch.device("cpu"))
-    return unroll(model, clips.images, clips.first_masks, rows, with_cycle=False)

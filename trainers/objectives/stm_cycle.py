@@ -1,21 +1,24 @@
 """STM-Cycle's training step: a clip is segmented forwards, and from each of its frames back to the first one.
 
-All clips and objects of a batch go through the network together; every frame is encoded as a query once, and the ways
-back, which each read one frame's memory only, are one pass. The released code takes clips, and ways back, one by one.
+All clips and objects of a batch go through the network together; every frame is encoded as a query once, and the open
+ways back, which each read one frame's memory only, are one pass. The released code takes clips, and ways back, one by
+one.
 Source: Li et al. 2020; docs/stm_cycle.md lists what the published code does oddly and which option switches it.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import ClassVar, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from models.object_rows import ObjectRows
-from models.stm import Memory, Stm, join_memories
+from models.stm import Memory, Query, Stm, join_memories
 from pipelines.types import Batch
 from trainers.objectives.rde_parts import overlaps, with_iou
 from trainers.objectives.stm_cycle_losses import HARD_SHARE, hardest_cross_entropy, present_labels, soft_iou_loss
@@ -63,15 +66,25 @@ class StmCycleOptions:
             )
 
 
+class WayBack(NamedTuple):
+    """From frame `time` of a clip, 1..T-1, to its frame 0."""
+
+    time: int
+    clip: int
+
+
 class Unrolled(NamedTuple):
-    """A batch, segmented: logits (T - 1, B, 1 + K, H, W) of frames 1..T-1, and of frame 0 as seen from each of them."""
+    """A batch, segmented; probabilities of background and the K slots in use.
+
+    forward (T - 1, B, 1 + K, H, W) of frames 1..T-1; back (W, 1 + K, H, W) of frame 0 at the end of W ways back.
+    """
 
     forward: Tensor
     back: Tensor | None
 
 
 class Terms(NamedTuple):
-    """Losses (T - 1, B): cross-entropy and IoU loss."""
+    """Losses of frames, (frames,) each."""
 
     cross_entropy: Tensor
     iou: Tensor
@@ -107,43 +120,50 @@ class StmCycleObjective(nn.Module):
         length or size.
         """
         self.options.require_clips(images.shape[1], (images.shape[3], images.shape[4]))
-        # A clip without objects takes part with an empty slot, so that every weight has a gradient in every step.
-        counts = num_objects.clamp(min=1).tolist()
-        rows = ObjectRows.of(counts, first_masks.shape[1], images.device)
-        seen = unroll(self.model, images, first_masks, rows, with_cycle=self.options.cycle_weight > 0)
         present = present_labels(masks, num_objects[:, None], first_masks.shape[1])  # (B, T, 1 + K)
-        return self._losses(seen, masks, present, num_objects)
-
-    def _losses(
-        self, seen: Unrolled, masks: Tensor, present: Tensor, num_objects: Tensor
-    ) -> tuple[Tensor, dict[str, Tensor]]:
-        num_steps = masks.shape[1] - 1
-        counted = present[:, 0, 1:].any(1).float()  # (B,), 0: the published loss would be NaN
-        later = masks[:, 1:].transpose(0, 1)  # (T - 1, B, H, W)
-        terms = self._terms(seen.forward, later, present[None, :, 0].expand(num_steps, -1, -1))
-        forward_loss = (self._weighted(terms).sum(0) / num_steps * counted).mean()
-        gate = open_gates(present, num_objects, self.options.cycle_gate) * counted[:, None]  # (B, T - 1)
-        loss, back_loss = forward_loss, forward_loss.new_zeros(())
-        if seen.back is not None:
-            first = masks[None, :, 0].expand(num_steps, -1, -1, -1)
-            back = self._terms(seen.back, first, present[:, 1:].transpose(0, 1))
-            back_loss = ((self._weighted(back) * gate.T).sum(0) / num_steps).mean()
-            loss = forward_loss + self.options.cycle_weight * back_loss
-        metrics = {"forward": forward_loss, "cycle": back_loss, "gates_open": gate.mean()}
-        metrics |= {"cross_entropy": terms.cross_entropy.mean(), "iou_loss": terms.iou.mean()}
-        metrics |= {"clips_without_object": 1 - counted.mean()}
-        metrics |= overlaps([logits.softmax(1)[:, 1:] for logits in seen.forward.detach()], masks[:, 1:])
+        counted = present[:, 0, 1:].any(1)  # (B,), False: the published loss would be NaN
+        gates = open_gates(present, num_objects, self.options.cycle_gate) & counted[:, None]  # (B, T - 1)
+        # A clip without objects takes part with an empty slot, so that every weight has a gradient in every step.
+        plan = torch.cat([num_objects.clamp(min=1)[:, None], gates.long()], 1).tolist()
+        counts, ways = [row[0] for row in plan], ways_back([row[1:] for row in plan])
+        seen = unroll(self.model, images, first_masks, counts, ways if self.options.cycle_weight > 0 else [])
+        loss, metrics = self._losses(seen, masks, present[:, :, : 1 + max(counts)], ways)
+        metrics |= {"gates_open": gates.float().mean()} | self._overlaps(seen, masks, first_masks.shape[1])
         return loss, {name: metric.detach() for name, metric in metrics.items()}
 
-    def _terms(self, logits: Tensor, labels: Tensor, judged: Tensor) -> Terms:
-        """Of (T - 1, B) frames; dimensions 0 and 1 of all arguments."""
-        lead, options = logits.shape[:2], self.options
-        flat = (logits.flatten(0, 1), labels.flatten(0, 1), judged.flatten(0, 1))
-        entropy = hardest_cross_entropy(*flat, share=options.hard_share, count_void=options.count_void)
-        return Terms(entropy.view(lead), soft_iou_loss(*flat, count_void=options.count_void).view(lead))
+    def _losses(
+        self, seen: Unrolled, masks: Tensor, present: Tensor, ways: list[WayBack]
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        num_clips, num_steps = masks.shape[0], masks.shape[1] - 1
+        later = masks[:, 1:].transpose(0, 1).flatten(0, 1)  # ((T - 1) * B, H, W), time slowest, as seen.forward
+        terms = self._terms(seen.forward.flatten(0, 1), later, present[:, 0].repeat(num_steps, 1))
+        counted = present[:, 0, 1:].any(1).float()  # (B,)
+        forward_loss = (self._weighted(terms) * counted.repeat(num_steps)).mean()
+        loss, back_loss = forward_loss, forward_loss.new_zeros(())
+        if seen.back is not None:
+            times, clips = torch.tensor(ways).to(masks.device, non_blocking=True).unbind(1)
+            back = self._terms(seen.back, masks[clips, 0], present[clips, times])
+            back_loss = self._weighted(back).sum() / (num_clips * num_steps)
+            loss = forward_loss + self.options.cycle_weight * back_loss
+        metrics = {"forward": forward_loss, "cycle": back_loss, "clips_without_object": 1 - counted.mean()}
+        return loss, metrics | {"cross_entropy": terms.cross_entropy.mean(), "iou_loss": terms.iou.mean()}
+
+    def _terms(self, found: Tensor, labels: Tensor, judged: Tensor) -> Terms:
+        options = self.options
+        entropy = hardest_cross_entropy(found, labels, judged, share=options.hard_share, count_void=options.count_void)
+        return Terms(entropy, soft_iou_loss(found, labels, judged, count_void=options.count_void))
 
     def _weighted(self, terms: Terms) -> Tensor:
         return self.options.cross_entropy_weight * terms.cross_entropy + self.options.iou_weight * terms.iou
+
+    @staticmethod
+    def _overlaps(seen: Unrolled, masks: Tensor, num_slots: int) -> dict[str, Tensor]:
+        """Of all slots, in use or not: every step reports the same names."""
+        counts = overlaps(list(seen.forward.detach()[:, :, 1:]), masks[:, 1:])
+        nothing = seen.forward.new_zeros(())
+        for slot in range(seen.forward.shape[2], num_slots + 1):
+            counts |= {f"intersection_{slot}": nothing, f"union_{slot}": nothing}
+        return counts
 
     @staticmethod
     def summarise(means: dict[str, float]) -> dict[str, float]:
@@ -151,40 +171,62 @@ class StmCycleObjective(nn.Module):
         return with_iou(means)
 
 
-def unroll(model: Stm, images: Tensor, first_masks: Tensor, rows: ObjectRows, *, with_cycle: bool) -> Unrolled:
-    """Segment frames 1..T-1 in order, each from all before it, then frame 0 from each of them alone.
+def unroll(model: Stm, images: Tensor, first_masks: Tensor, counts: Sequence[int], ways: Sequence[WayBack]) -> Unrolled:
+    """Segment frames 1..T-1 in order, each from all before it, then frame 0 at the end of every way back.
 
-    images (B, T, 3, H, W), first_masks (B, K, H, W). Frames are remembered with what was segmented, soft; nothing is
-    detached, nothing replaced by the truth.
+    images (B, T, 3, H, W), first_masks (B, slots, H, W), counts: objects of each clip. A way back reads the memory of
+    one frame alone. Frames are remembered with what was segmented, soft; nothing is detached, nothing replaced by the
+    truth. Slots that no clip of the batch uses are left out: in the published code they take 1e-7 of the odds each.
     """
     num_clips, num_frames = images.shape[:2]
     size = (images.shape[3], images.shape[4])
+    rows = ObjectRows.of(counts, max(counts), images.device)
     frames = torch.cat(images.unbind(1))  # (T*B, 3, H, W), time slowest; keeps channels last
     query, stems = model.encode_query(frames), model.look(frames)
     memories: list[Memory] = []
-    masks, seen = rows.take(first_masks), []
+    masks, seen = rows.take(first_masks[:, : rows.num_slots]), []
     for time in range(num_frames):
         here = slice(time * num_clips, (time + 1) * num_clips)
         if time > 0:
-            logits = rows.aggregate(model.segment(query.frames(here), join_memories(memories), rows.clips, size))
-            seen.append(logits)
-            masks = rows.take(logits.softmax(1)[:, 1:])
-        if time + 1 < num_frames or with_cycle:
+            logits = model.segment(query.frames(here), join_memories(memories), rows.clips, size)
+            seen.append(rows.aggregate(logits).softmax(1))
+            masks = rows.take(seen[-1][:, 1:])
+        if time + 1 < num_frames or ways:
             memories.append(model.memorise(stems[here], masks, rows.clips))
-    forward = torch.stack(seen)
-    if not with_cycle:
-        return Unrolled(forward, None)
-    alone = join_memories(memories[1:], over_objects=True)
-    back = model.segment(query.frames(slice(num_clips)), alone, rows.clips.repeat(num_frames - 1), size)
-    return Unrolled(forward, rows.repeated(num_frames - 1).aggregate(back).view_as(forward))
+    back = _lead_back(model, query.frames(slice(num_clips)), memories, (counts, ways), size) if ways else None
+    return Unrolled(torch.stack(seen), back)
+
+
+def _lead_back(
+    model: Stm,
+    first: Query,
+    memories: list[Memory],
+    plan: tuple[Sequence[int], Sequence[WayBack]],
+    size: tuple[int, int],
+) -> Tensor:
+    """Probabilities (W, 1 + K, H, W) of the first frames, one pass for all ways; plan: as in `unroll`."""
+    counts, ways = plan
+    starts = list(accumulate(counts, initial=0))
+    numbers = [time * starts[-1] + starts[clip] + slot for time, clip in ways for slot in range(counts[clip])]
+    device = first.key.device
+    which = torch.tensor(numbers).to(device, non_blocking=True)
+    rows = ObjectRows.of([counts[clip] for _, clip in ways], max(counts), device)
+    clips = torch.tensor([clip for _, clip in ways]).to(device, non_blocking=True)[rows.clips]
+    alone = join_memories(memories, over_objects=True).rows(which)
+    return rows.aggregate(model.segment(first, alone, clips, size)).softmax(1)
+
+
+def ways_back(gates: Sequence[Sequence[int]]) -> list[WayBack]:
+    """Those that are open: gates[clip][time - 1] is 0 or 1."""
+    return [WayBack(time, clip) for clip, row in enumerate(gates) for time, gate in enumerate(row, 1) if gate]
 
 
 def open_gates(present: Tensor, num_objects: Tensor, gate: CycleGate) -> Tensor:
-    """Which frames lead back to the first: present (B, T, 1 + K), num_objects (B,) -> (B, T - 1) float, 0 or 1."""
+    """Which frames lead back to the first: present (B, T, 1 + K), num_objects (B,) -> (B, T - 1) bool."""
     later = present[:, 1:]
     if gate == "highest":
         highest = num_objects[:, None, None].expand(-1, later.shape[1], 1)
-        return later.gather(2, highest)[:, :, 0].float()
+        return later.gather(2, highest)[:, :, 0]
     slots = torch.arange(later.shape[2], device=later.device)
     absent = slots > num_objects[:, None]  # (B, 1 + K)
-    return (later | absent[:, None])[:, :, 1:].all(2).float()
+    return (later | absent[:, None])[:, :, 1:].all(2)

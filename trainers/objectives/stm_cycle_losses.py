@@ -10,25 +10,24 @@ import math
 import torch
 from torch import Tensor
 
-from pipelines.types import VOID
-
 HARD_SHARE = 0.4
 SMALLEST_UNION = 1e-9
 """Only where no pixel counts; else a softmax over all pixels is far above it."""
 
 
 def hardest_cross_entropy(
-    logits: Tensor, labels: Tensor, judged: Tensor, *, share: float = HARD_SHARE, count_void: bool = True
+    found: Tensor, labels: Tensor, judged: Tensor, *, share: float = HARD_SHARE, count_void: bool = True
 ) -> Tensor:
     """Mean of the hardest `share` of each sample's pixel losses, (B,) float32.
 
-    logits (B, 1 + K, H, W), background first; labels (B, H, W) uint8, 0..K or 255 = void; judged (B, 1 + K) bool:
-    pixels of another label have loss 0. count_void: the share is one of all H * W pixels, of which void ones have loss
-    0 (published); else of those that are not void. A sample that is void everywhere has loss 0.
+    found (B, 1 + K, H, W) float32 probabilities, background first, above 0 as soft aggregation leaves them; labels
+    (B, H, W) uint8, more than K = void; judged (B, 1 + K) bool: pixels of another label have loss 0. count_void: the
+    share is one of all H * W pixels, of which void ones have loss 0 (published); else of those that are not void. A
+    sample that is void everywhere has loss 0.
     """
-    known = labels != VOID
+    known = labels < found.shape[1]
     index = torch.where(known, labels, 0).long()
-    losses = -logits.float().log_softmax(1).gather(1, index[:, None])[:, 0]  # (B, H, W)
+    losses = -found.gather(1, index[:, None])[:, 0].log()  # (B, H, W)
     counted = known & judged.gather(1, index.flatten(1)).view_as(known)
     losses = (losses * counted).flatten(1)
     num_kept = max(1, math.floor(share * losses.shape[1]))
@@ -40,19 +39,19 @@ def hardest_cross_entropy(
     return (hardest * wanted).sum(1) / num_wanted.clamp(min=1)
 
 
-def soft_iou_loss(logits: Tensor, labels: Tensor, judged: Tensor, *, count_void: bool = True) -> Tensor:
+def soft_iou_loss(found: Tensor, labels: Tensor, judged: Tensor, *, count_void: bool = True) -> Tensor:
     """1 - sum(min(p, g)) / sum(max(p, g)) of each judged object, averaged over them, (B,) float32.
 
-    Arguments as `hardest_cross_entropy`; p: softmax of the logits, g: 0 or 1; the background is not judged. Void pixels
+    Arguments as `hardest_cross_entropy`; p: probability, g: 0 or 1; the background is not judged. Void pixels
     count against an object (published) or, without count_void, not at all. 0 where no object is judged.
     """
-    slots = torch.arange(1, logits.shape[1], device=labels.device)
+    slots = torch.arange(1, found.shape[1], device=labels.device)
     truth = (labels[:, None] == slots[:, None, None]).float()  # (B, K, H, W)
-    found = logits.float().softmax(1)[:, 1:]
+    objects = found[:, 1:]
     if not count_void:
-        found = found * (labels != VOID)[:, None]
-    both = (found * truth).sum((2, 3))  # sum of the smaller ones, because g is 0 or 1
-    either = found.sum((2, 3)) + truth.sum((2, 3)) - both
+        objects = objects * (labels < found.shape[1])[:, None]
+    both = (objects * truth).sum((2, 3))  # sum of the smaller ones, because g is 0 or 1
+    either = objects.sum((2, 3)) + truth.sum((2, 3)) - both
     losses = 1 - both / either.clamp(min=SMALLEST_UNION)  # (B, K)
     weights = judged[:, 1:].float()
     return (losses * weights).sum(1) / weights.sum(1).clamp(min=1)

@@ -91,10 +91,10 @@ class Correction:
 
     def _loss(self, masks: Tensor, rows: ObjectRows) -> Tensor:
         """Of the reference frame, as read from the masks: all its labels count, seen or not, as published."""
-        logits = rows.aggregate(self._lead_back(masks))
-        judged = torch.arange(logits.shape[1], device=masks.device)[None] <= len(masks)
+        found = rows.aggregate(self._lead_back(masks)).softmax(1)
+        judged = torch.arange(found.shape[1], device=masks.device)[None] <= len(masks)
         labels = self.reference.labels
-        return (hardest_cross_entropy(logits, labels, judged) + soft_iou_loss(logits, labels, judged)).sum()
+        return (hardest_cross_entropy(found, labels, judged) + soft_iou_loss(found, labels, judged)).sum()
 
     def _lead_back(self, masks: Tensor) -> Tensor:
         """Object logits (N, H, W) of the reference frame, read from a memory of `masks` alone."""
