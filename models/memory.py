@@ -86,6 +86,12 @@ _LAYOUTS: dict[BankMode, _Layout] = {
 }
 
 
+FIRST_TWICE: frozenset[BankMode] = frozenset(
+    mode for mode, layout in _LAYOUTS.items() if max(layout.first_copies, layout.slots.count("first")) > 1
+)
+"""Modes whose memory holds two copies of the first frame at times."""
+
+
 class MemoryBank:
     """Memory of one video: constant size in every mode but `stm`, which keeps every memorised frame.
 

@@ -7,14 +7,17 @@ import logging
 import os
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from types import FrameType
 from typing import NoReturn
 
 BAD_DATA = 1
 BAD_USAGE = 2
 INTERRUPTED = 130
 OUTPUT_CLOSED = 141
+TERMINATED = 143
 
 TEXT_WIDTH = 110
 """Characters of a line where tools print sentences."""
@@ -29,6 +32,24 @@ class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         """Print one line and exit with status 2."""
         self.exit(BAD_USAGE, f"{self.prog}: {message} (see {self.prog} --help)\n")
+
+
+class TerminatedError(KeyboardInterrupt):
+    """SIGTERM, where a tool takes it as Ctrl-C."""
+
+
+@contextmanager
+def sigterm_as_ctrl_c() -> Iterator[None]:
+    """SIGTERM in this block, as batch systems and `kill` send it, ends a tool as Ctrl-C does: in order, with a word."""
+    before = signal.signal(signal.SIGTERM, _terminate)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _terminate(_number: int, _frame: FrameType | None) -> NoReturn:
+    raise TerminatedError
 
 
 def output_file(word: str) -> Path:
@@ -48,8 +69,8 @@ def run(tool: Callable[[list[str]], int], arguments: list[str] | None = None) ->
 
     ValueError, OSError, ModuleNotFoundError (bad data, bad paths, an extra not installed) and what the clients of
     object stores raise become one line and status 1; an exception whose class sets `exit_status` uses that
-    (ConfigError: 2); Ctrl-C gives 130. Anything else is our defect and keeps its traceback.
-    VOSFORGE_TRACEBACK=1 shows the traceback always.
+    (ConfigError: 2); Ctrl-C gives 130, SIGTERM 143 where a tool takes it. Anything else is our defect and keeps its
+    traceback. VOSFORGE_TRACEBACK=1 shows the traceback always.
     """
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -63,8 +84,8 @@ def run(tool: Callable[[list[str]], int], arguments: list[str] | None = None) ->
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         status = OUTPUT_CLOSED
     except KeyboardInterrupt as error:
-        print(f"\n{name}: stopped by Ctrl-C{_notes(error)}", file=sys.stderr)
-        status = INTERRUPTED
+        by, status = ("SIGTERM", TERMINATED) if isinstance(error, TerminatedError) else ("Ctrl-C", INTERRUPTED)
+        print(f"\n{name}: stopped by {by}{_notes(error)}", file=sys.stderr)
     except (ValueError, OSError, ModuleNotFoundError) as error:
         if os.environ.get("VOSFORGE_TRACEBACK"):
             raise

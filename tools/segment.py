@@ -13,16 +13,19 @@ if __name__ == "__main__":
 import dataclasses
 import os
 from argparse import Namespace
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import get_args
 
 import torch
-from tqdm import tqdm
 
 from models.released import load
-from tools.cli import Parser, run
-from tools.segment_methods import METHOD_ARGUMENTS, number_or, refuse_foreign
+from shards.wording import counted
+from tools.argument_types import UsageError, number_or
+from tools.cli import Parser, output_file, run, sigterm_as_ctrl_c
+from tools.progress import Progress
+from tools.segment_methods import METHOD_ARGUMENTS, refuse_foreign
 from tools.segment_stm import draw_cycle_erf
 from trainers.methods import METHODS
 from trainers.prediction.files import (
@@ -37,13 +40,16 @@ from trainers.prediction.plan import (
     SEGMENTATION_PROTOCOLS,
     PngForm,
     SegmentationProtocol,
+    VideoPlan,
     plan_video,
     usual_protocol,
 )
 from trainers.prediction.submission import write_submission
 from trainers.prediction.videos import VideoSource, choose_split, choose_videos, open_videos
 from trainers.running.distributed import Ranks, choose_device
+from trainers.segmenters import Segmenter
 
+SHOWN_NAMES = 5
 FPS_NOTE = """\
 model fps: as the papers count, frames the model saw, given ones too, by the time from "frame on the device" to "label
   map on the device" (memory, network, resizing, argmax); without decoding, copying to the device and PNG files
@@ -61,7 +67,7 @@ def segment(arguments: list[str]) -> int:
     device = choose_device(options.device, Ranks())
     source, protocol = _open(options)
     split = choose_split(source, options.split, protocol.splits)
-    videos = choose_videos(source, split, options.videos)
+    videos = choose_videos(source, split, options.videos, within_split=options.split is not None)
     way = METHOD_ARGUMENTS[options.model].options(options, protocol)
     form = _output_form(options, protocol, device)
     plans = [plan_video(source, video, protocol, way.memorised, all_frames=options.all_frames) for video in videos]
@@ -70,31 +76,72 @@ def segment(arguments: list[str]) -> int:
     folder = options.out / protocol.folder
     finished = [] if options.overwrite else [plan.video for plan in plans if is_finished(folder, plan)]
     if finished:
-        print(f"skipped, finished before: {' '.join(finished)} (--overwrite segments them again)")
+        print(f"skipped, finished before: {_some(finished)} (--overwrite segments them again)")
     todo = [plan for plan in plans if plan.video not in finished]
     _share_cores(options)
-    with tqdm(
-        total=sum(len(plan.script.written) for plan in todo), unit="frame", desc="segmented", disable=None
-    ) as bar:
-        timings = segment_all(
+    with sigterm_as_ctrl_c(), _resumable(folder, plans, overwrite=options.overwrite):
+        timings = _segment(
             lambda: METHODS[options.model].segmenter(model, way),
             source,
             todo,
-            folder,
-            form,
+            folder=folder,
+            form=form,
             in_flight=options.videos_in_flight,
-            on_frame=bar.update,
         )
     if timings:
         print(_table(timings))
     of_split = "" if options.videos else f" {split}"
-    print(f"{protocol.name}{of_split}: {len(timings)} videos segmented into {folder}, {len(finished)} were there")
+    done = counted(len(timings), "video")
+    print(f"{protocol.name}{of_split}: {done} segmented into {folder}, {len(finished)} were there")
     if options.cycle_erf is not None:
         print(draw_cycle_erf(options, model, source, plans, form))
     if options.zip is not None:
-        num_files = write_submission(options.zip, folder, plans, protocol.folder)
-        print(f"{options.zip}: {num_files} label maps of {len(plans)} videos, to submit")
+        print(_pack(options, plans, protocol))
     return 0
+
+
+def _segment(
+    new_segmenter: Callable[[], Segmenter],
+    source: VideoSource,
+    todo: Sequence[VideoPlan],
+    *,
+    folder: Path,
+    form: OutputForm,
+    in_flight: int,
+) -> list[VideoTiming]:
+    """Segment these videos and show how far that is."""
+    with Progress(sum(len(plan.script.written) for plan in todo), "frame", "segmented") as bar:
+        return segment_all(new_segmenter, source, todo, folder, form, in_flight=in_flight, on_frame=lambda: bar.add(1))
+
+
+@contextmanager
+def _resumable(folder: Path, plans: Sequence[VideoPlan], *, overwrite: bool) -> Iterator[None]:
+    """Say with whatever ends the run from outside how far it is, and that the same command goes on."""
+    try:
+        yield
+    except (KeyboardInterrupt, OSError) as error:
+        done = sum(is_finished(folder, plan) for plan in plans)
+        whole = f"{done} of {counted(len(plans), 'video')} are whole in {folder}"
+        if overwrite:
+            error.add_note(f"{whole}, from before --overwrite or anew; the same command begins again with the first")
+        else:
+            error.add_note(f"{whole}; the same command goes on with the others")
+        raise
+
+
+def _pack(options: Namespace, plans: Sequence[VideoPlan], protocol: SegmentationProtocol) -> str:
+    """Write the archive asked for; what to say about it."""
+    num_files = write_submission(options.zip, options.out / protocol.folder, plans, protocol.folder)
+    use = "of the videos named, not of a whole split" if options.videos else "to submit"
+    return f"{options.zip}: {counted(num_files, 'label map')} of {counted(len(plans), 'video')}, {use}"
+
+
+def _some(names: Sequence[str]) -> str:
+    return (
+        " ".join(names)
+        if len(names) <= SHOWN_NAMES
+        else f"{' '.join(names[:SHOWN_NAMES])} and {len(names) - SHOWN_NAMES} more"
+    )
 
 
 def _share_cores(options: Namespace) -> None:
@@ -105,17 +152,21 @@ def _share_cores(options: Namespace) -> None:
 
 def _open(options: Namespace) -> tuple[VideoSource, SegmentationProtocol]:
     """The data set, and the protocol asked for or the usual one for its kind."""
-    wanted = SEGMENTATION_PROTOCOLS["youtube_vos"].splits if options.split is None else (options.split,)
-    source = open_videos(options.dataset, splits=wanted)
-    protocol = SEGMENTATION_PROTOCOLS[options.protocol or usual_protocol(source.kind)]
-    return open_videos(options.dataset, splits=wanted, list_folders=protocol.list_folders), protocol
+    splits = SEGMENTATION_PROTOCOLS["youtube_vos"].splits if options.split is None else (options.split,)
+    lists = None if options.protocol is None else SEGMENTATION_PROTOCOLS[options.protocol].list_folders
+    source = open_videos(options.dataset, splits=splits, list_folders=lists)
+    return source, SEGMENTATION_PROTOCOLS[options.protocol or usual_protocol(source.kind)]
 
 
 def _output_form(options: Namespace, protocol: SegmentationProtocol, device: torch.device) -> OutputForm:
     sight = METHOD_ARGUMENTS[options.model].sight(options, protocol)
     png = options.png or protocol.png
     if png == "grey" and not protocol.merge_objects:
-        raise ValueError(f"--png grey holds one object; {protocol.name} has several: use --protocol davis2016")
+        raise UsageError(f"--png grey holds one object; {protocol.name} has several: use --protocol davis2016")
+    if options.cycle_erf is not None and options.cycle_erf.resolve() == (options.out / protocol.folder).resolve():
+        raise UsageError(
+            f"--cycle-erf {options.cycle_erf} would write pictures over the label maps: name another folder"
+        )
     return OutputForm(device, sight, png)
 
 
@@ -205,7 +256,9 @@ def _add_protocol_arguments(parser: Parser) -> None:
     parser.add_argument(
         "--png", choices=get_args(PngForm), help="ids with a palette, or 0/255 in grey (default: grey for davis2016)"
     )
-    parser.add_argument("--zip", type=Path, metavar="FILE", help="write the archive for the benchmark's server too")
+    parser.add_argument(
+        "--zip", type=output_file, metavar="FILE", help="write the archive for the benchmark's server too"
+    )
 
 
 def _add_run_arguments(parser: Parser) -> None:

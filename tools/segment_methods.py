@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from argparse import ArgumentTypeError, Namespace
-from collections.abc import Callable
+from argparse import Namespace
 from typing import Any, Protocol
 
-from models.memory import BANK_MODES
+from models.memory import BANK_MODES, FIRST_TWICE
+from tools.argument_types import UsageError, number_or
 from tools.cli import Parser
 from tools.segment_mtmfi import MtmfiArguments
 from tools.segment_stm import StmArguments
@@ -26,7 +26,10 @@ class MethodArguments(Protocol):
         """Add a group with the arguments `names`."""
 
     def options(self, arguments: Namespace, protocol: SegmentationProtocol) -> Any:
-        """SegmenterOptions from parsed arguments; what is not given has the protocol's or the published value."""
+        """SegmenterOptions from parsed arguments; what is not given has the protocol's or the published value.
+
+        Raises UsageError for an argument that would change nothing beside the others.
+        """
 
     def sight(self, arguments: Namespace, protocol: SegmentationProtocol) -> Sight:
         """The sizes the model works at, likewise."""
@@ -57,9 +60,11 @@ class RdeArguments:
 
     def options(self, arguments: Namespace, protocol: SegmentationProtocol) -> RdeOptions:
         """See MethodArguments."""
+        mode = arguments.mode or RdeOptions().mode
+        _refuse_idle(arguments, mode)
         top_k = protocol.top_k if arguments.top_k is None else arguments.top_k
         return RdeOptions(
-            arguments.mode or RdeOptions().mode,
+            mode,
             protocol.mem_every if arguments.mem_every is None else arguments.mem_every,
             None if top_k == "all" else top_k,
             bool(arguments.include_last),
@@ -89,12 +94,13 @@ def refuse_foreign(parser: Parser, arguments: Namespace) -> None:
                 parser.error(f"--{name.replace('_', '-')} goes with --model {method}, not {arguments.model}")
 
 
-def number_or(word: str) -> Callable[[str], int | str]:
-    """Argument type: a positive number, or this word."""
-
-    def parse(text: str) -> int | str:
-        if text != word and not (text.isdecimal() and int(text) > 0):
-            raise ArgumentTypeError(f"{text!r} is neither a positive number nor {word}")
-        return text if text == word else int(text)
-
-    return parse
+def _refuse_idle(arguments: Namespace, mode: str) -> None:
+    """UsageError for what a bank of this mode never asks about."""
+    if arguments.include_last and arguments.mem_every is not None:
+        raise UsageError("--include-last memorises every frame: leave --mem-every out")
+    if mode == "gt" and (arguments.include_last or arguments.mem_every is not None):
+        word = "--include-last" if arguments.include_last else "--mem-every"
+        raise UsageError(f"--mode gt remembers the first frame alone: leave {word} out")
+    if arguments.first_frame_once and mode not in FIRST_TWICE:
+        several = ", ".join(sorted(FIRST_TWICE))
+        raise UsageError(f"--mode {mode} holds the first frame once anyway; --first-frame-once is for {several}")

@@ -8,7 +8,9 @@ from typing import get_args
 
 from models.target_memory import Growth
 from pipelines.first_frame.plans import Hole
+from tools.argument_types import UsageError, not_negative
 from tools.cli import Parser
+from tools.source_arguments import positive
 from trainers.methods import METHODS
 from trainers.prediction.plan import SegmentationProtocol
 from trainers.segmenters.mtmfi import Merging, MtmfiOptions
@@ -38,8 +40,10 @@ class MtmfiArguments:
         group.add_argument(
             "--merging", choices=get_args(Merging), help=f"of several objects (default: {usual.merging})"
         )
-        group.add_argument("--target-channels", type=int, metavar="C", help="default: 64, with FRTM's weights 96")
-        group.add_argument("--forgetting-rate", type=float, metavar="R", help="default: 750 (FRTM for YouTube-VOS: 75)")
+        group.add_argument("--target-channels", type=positive, metavar="C", help="default: 64, with FRTM's weights 96")
+        group.add_argument(
+            "--forgetting-rate", type=not_negative, metavar="R", help="default: 750 (FRTM for YouTube-VOS: 75)"
+        )
         group.add_argument(
             "--growth", choices=get_args(Growth), help="of the newest sample's weight (default: by the weights)"
         )
@@ -49,6 +53,8 @@ class MtmfiArguments:
 
     def options(self, arguments: Namespace, protocol: SegmentationProtocol) -> MtmfiOptions:
         """See MethodArguments."""
+        if arguments.mem_every is not None:
+            raise UsageError("target models learn from every frame, --mem-every says nothing to them: leave it out")
         given = {
             "num_channels": arguments.target_channels,
             "growth": arguments.growth,

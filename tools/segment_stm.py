@@ -12,7 +12,10 @@ from torch import nn
 from tqdm import tqdm
 
 from models.stm import Stm
+from shards.wording import counted
+from tools.argument_types import UsageError, not_negative, number_or
 from tools.cli import Parser
+from tools.source_arguments import positive
 from trainers.looking.cycle_erf import write_cycle_erf
 from trainers.methods import METHODS
 from trainers.methods.stm import BOX
@@ -26,12 +29,6 @@ from trainers.views import Sight
 Normalise = Literal["imagenet", "scalar"]
 MaskResize = Literal["nearest", "truncated"]
 PICTURE_EVERY = 5
-
-
-class UsageError(ValueError):
-    """Arguments that do not go together."""
-
-    exit_status = 2
 
 
 class StmArguments:
@@ -60,8 +57,8 @@ class StmArguments:
             "--box",
             type=_box,
             metavar="HxW",
-            help=f"pixels that frames fill as far as their aspect allows (default: {BOX[0]}x{BOX[1]}; "
-            "--shorter-side goes before it)",
+            help=f"pixels that frames fill as far as their aspect allows (default: {BOX[0]}x{BOX[1]}; or give "
+            "--shorter-side)",
         )
         group.add_argument(
             "--fill-box",
@@ -70,7 +67,7 @@ class StmArguments:
             help="fill the rest of the box with black, as published (default: frames are as large as fits, not padded)",
         )
         group.add_argument(
-            "--max-kept", type=_positive_or_all, metavar="N", help="frames in memory at most (default: 40), or all"
+            "--max-kept", type=number_or("all"), metavar="N", help="frames in memory at most (default: 40), or all"
         )
         group.add_argument(
             "--late-objects",
@@ -90,6 +87,13 @@ class StmArguments:
 
     def options(self, arguments: Namespace, protocol: SegmentationProtocol) -> StmOptions:
         """See MethodArguments."""
+        if arguments.late_objects is not None and not protocol.late_objects:
+            raise UsageError(
+                f"--late-objects is about objects that begin later; {protocol.name} follows those of the first frame: "
+                "leave it out, or use --protocol youtube_vos"
+            )
+        if arguments.cycle_erf_every is not None and arguments.cycle_erf is None:
+            raise UsageError("--cycle-erf-every is about the pictures of --cycle-erf FOLDER: add that")
         usual = StmOptions()
         max_kept = usual.max_kept if arguments.max_kept is None else arguments.max_kept
         return StmOptions(
@@ -103,9 +107,13 @@ class StmArguments:
 
     def sight(self, arguments: Namespace, protocol: SegmentationProtocol) -> Sight:
         """See MethodArguments. Nothing is padded unless asked for: the network takes frames of any size."""
-        if arguments.fill_box and arguments.shorter_side is not None:
-            raise UsageError("--fill-box is about the box, which --shorter-side replaces: leave one of them out")
         native = arguments.shorter_side == "native"
+        for name in ("box", "fill_box"):
+            if getattr(arguments, name) is not None and arguments.shorter_side is not None:
+                word = name.replace("_", "-")
+                raise UsageError(f"--{word} is about the box, which --shorter-side replaces: leave one of them out")
+        if native and arguments.mask_resize is not None:
+            raise UsageError("--shorter-side native resizes no masks: leave --mask-resize out")
         shorter_side = None if native else arguments.shorter_side
         return dataclasses.replace(
             METHODS["stm"].sight(shorter_side),
@@ -122,18 +130,18 @@ def _add_correction(parser: Parser) -> None:
     group.add_argument(
         "--correct",
         nargs="?",
-        type=_positive,
+        type=positive,
         const=usual.iterations,
         metavar="N",
         help=f"correct the masks of kept frames by N gradient steps before they are remembered (N: {usual.iterations})",
     )
     group.add_argument(
-        "--correction-rate", type=_not_negative, metavar="R", help=f"length of a step (default: {usual.rate:g})"
+        "--correction-rate", type=not_negative, metavar="R", help=f"length of a step (default: {usual.rate:g})"
     )
     group.add_argument("--clamp", action="store_const", const=True, help="keep corrected masks within 0..1")
     group.add_argument(
         "--objects-at-once",
-        type=_positive,
+        type=positive,
         metavar="N",
         help=f"of a correction: bounds its memory, not its result (default: {usual.objects_at_once})",
     )
@@ -152,7 +160,7 @@ def _add_pictures(parser: Parser) -> None:
         metavar="FOLDER",
         help="draw which places of a frame lead back to the first masks: FOLDER/<video>/<frame>.png",
     )
-    group.add_argument("--cycle-erf-every", type=_positive, metavar="N", help=f"frames (default: {PICTURE_EVERY})")
+    group.add_argument("--cycle-erf-every", type=positive, metavar="N", help=f"frames (default: {PICTURE_EVERY})")
 
 
 def draw_cycle_erf(
@@ -169,7 +177,8 @@ def draw_cycle_erf(
             )
             for plan in plans
         ]
-    return f"{arguments.cycle_erf}: {sum(counts)} cycle-ERF pictures of {len(plans)} videos"
+    drawn = counted(sum(counts), "cycle-ERF picture")
+    return f"{arguments.cycle_erf}: {drawn} of {counted(len(plans), 'video')}"
 
 
 def _correction(arguments: Namespace) -> CorrectionOptions | None:
@@ -197,23 +206,3 @@ def _box(text: str) -> tuple[int, int]:
     if len(sides) != 2 or not all(side.isdecimal() and int(side) >= 16 for side in sides):
         raise ArgumentTypeError(f"{text!r} is no size like 240x427, in pixels from 16")
     return int(sides[0]), int(sides[1])
-
-
-def _positive(text: str) -> int:
-    if not (text.isdecimal() and int(text) > 0):
-        raise ArgumentTypeError(f"{text!r} is no positive whole number")
-    return int(text)
-
-
-def _positive_or_all(text: str) -> int | str:
-    return text if text == "all" else _positive(text)
-
-
-def _not_negative(text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = -1.0
-    if not 0 <= value < float("inf"):
-        raise ArgumentTypeError(f"{text!r} is no number from 0")
-    return value

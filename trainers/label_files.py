@@ -45,6 +45,16 @@ def read_label_map(path: Path) -> LabelMap:
     return labels.astype(np.uint8, copy=False)
 
 
+def is_whole_png(path: Path) -> bool:
+    """Whether there is such a file and it is a PNG to its end, by the checksums of its parts."""
+    try:
+        with Image.open(path, formats=("PNG",)) as image:
+            image.verify()
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
+        return False
+    return True
+
+
 def _bit_depth(path: Path) -> int:
     """Bits of each sample, 1 to 8 for one channel, as the header of a PNG says."""
     with path.open("rb") as file:

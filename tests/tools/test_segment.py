@@ -1,7 +1,10 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import signal
+import time
 import zipfile
 from pathlib import Path
 
@@ -17,6 +20,9 @@ from shards.errors import DataError
 from shards.palettes import voc_palette
 from tests.trainers.small_videos import label_map, write_tree
 from tests.trainers.small_youtube import BEGINS, NUM_FRAMES, listed_frames, write_youtube_tree
+from tools.argument_types import UsageError
+from tools.cli import TerminatedError
+from tools.progress import Progress
 from tools.segment import segment
 from trainers.label_files import read_label_map
 from trainers.prediction.following import ModelClock, segment_video, whole_script
@@ -94,11 +100,55 @@ def test_finished_videos_are_skipped_and_unfinished_ones_done_again(
     assert run_segment(weights, tree, out) == 0
     printed = capsys.readouterr().out
     assert "skipped, finished before: one (--overwrite" in printed
-    assert "1 videos segmented" in printed
+    assert "1 video segmented" in printed
     assert (out / "one" / "00002.png").stat().st_mtime_ns == kept
     assert (out / "two" / "00004.png").read_bytes() == whole
     assert run_segment(weights, tree, out, "--overwrite") == 0
     assert (out / "one" / "00002.png").stat().st_mtime_ns != kept
+
+
+def test_a_video_with_a_damaged_file_is_not_finished(
+    weights: Path, tree: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    run_segment(weights, tree, out)
+    before = segmented(out)
+    path = out / "two" / "00003.png"
+    path.write_bytes(path.read_bytes()[:-20])
+    damaged = bytearray((out / "one" / "00001.png").read_bytes())
+    damaged[-30] ^= 1  # among the pixels
+    (out / "one" / "00001.png").write_bytes(damaged)
+    capsys.readouterr()
+    assert run_segment(weights, tree, out) == 0
+    assert "2 videos segmented" in capsys.readouterr().out
+    assert segmented(out) == before
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_run_that_is_stopped_says_how_far_it_is_and_the_same_command_goes_on(
+    weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: signal.Signals
+) -> None:
+    tree = write_tree(tmp_path / "tree", {f"video{n}": (n,) for n in range(1, 4)}, num_frames=5)
+    run_segment(weights, tree, tmp_path / "undisturbed", "--threads", "1")
+    out, handler = tmp_path / "out", signal.getsignal(signal.SIGTERM)
+
+    def stop_in_the_second_video(_bar: Progress, _count: int) -> None:
+        if (out / "video2" / "00000.png").exists():
+            os.kill(os.getpid(), number)
+            time.sleep(0.5)  # this thread segments; the main one is told
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Progress, "add", stop_in_the_second_video)
+        with pytest.raises(KeyboardInterrupt) as stopped:
+            run_segment(weights, tree, out, "--threads", "1")
+    assert isinstance(stopped.value, TerminatedError) == (number == signal.SIGTERM)
+    assert stopped.value.__notes__ == [f"1 of 3 videos are whole in {out}; the same command goes on with the others"]
+    assert signal.getsignal(signal.SIGTERM) == handler
+    assert not (out / "video2" / "00004.png").exists() and not list(out.rglob("*.tmp"))
+    kept = (out / "video1" / "00002.png").stat().st_mtime_ns
+    assert run_segment(weights, tree, out, "--threads", "1") == 0
+    assert segmented(out) == segmented(tmp_path / "undisturbed")
+    assert (out / "video1" / "00002.png").stat().st_mtime_ns == kept
 
 
 def test_predictions_of_other_settings_are_never_mixed_in(weights: Path, tree: Path, tmp_path: Path) -> None:
@@ -244,9 +294,53 @@ def test_davis_2016_is_one_object_in_grey(weights: Path, tmp_path: Path) -> None
         np.testing.assert_array_equal(read_label_map(tmp_path / "palette" / name), expected)
 
 
-def test_grey_is_refused_for_several_objects(weights: Path, tree: Path, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="--png grey holds one object; davis2017 has several"):
-        run_segment(weights, tree, tmp_path / "out", "--png", "grey")
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--png", "grey"), "--png grey holds one object; davis2017 has several"),
+        (("--include-last", "--mem-every", "2"), "--include-last memorises every frame: leave --mem-every out"),
+        (("--mode", "gt", "--mem-every", "2"), "--mode gt remembers the first frame alone: leave --mem-every out"),
+        (("--mode", "gt", "--include-last"), "leave --include-last out"),
+        (
+            ("--mode", "stm", "--first-frame-once"),
+            "--mode stm holds the first frame once anyway; --first-frame-once is for gt-compress, two-frames",
+        ),
+    ],
+)
+def test_an_argument_that_would_change_nothing_beside_the_others_is_refused(
+    weights: Path, tree: Path, tmp_path: Path, arguments: tuple[str, ...], message: str
+) -> None:
+    with pytest.raises(UsageError, match=re.escape(message)) as error:
+        run_segment(weights, tree, tmp_path / "out", *arguments)
+    assert error.value.exit_status == 2
+    assert not (tmp_path / "out").exists()
+
+
+def test_target_models_learn_from_every_frame_and_take_no_stride(tree: Path, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="learn from every frame, --mem-every says nothing to them"):
+        segment(["--model", "mtmfi", "--weights", "none", str(tree), str(tmp_path / "out"), "--mem-every", "2"])
+
+
+def test_a_set_without_a_fingerprint_is_told_once(
+    weights: Path, tree: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    request = BuildRequest("davis2017", (tree,), tmp_path / "sets")
+    root = build(request, make_plan(request), silent).root
+    manifest = json.loads((root / "manifest.json").read_text())
+    del manifest["fingerprint"]
+    (root / "manifest.json").write_text(json.dumps(manifest))
+    with caplog.at_level("WARNING"):
+        assert run_segment(weights, root, tmp_path / "out") == 0
+    assert caplog.text.count("holds no fingerprint") == 1
+
+
+def test_an_archive_of_some_videos_is_not_called_a_submission(
+    weights: Path, tree: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run_segment(weights, tree, tmp_path / "out", "--zip", str(tmp_path / "all.zip"))
+    assert "all.zip: 10 label maps of 2 videos, to submit" in capsys.readouterr().out
+    run_segment(weights, tree, tmp_path / "out", "--zip", str(tmp_path / "one.zip"), "--videos", "one")
+    assert "one.zip: 5 label maps of 1 video, of the videos named, not of a whole split" in capsys.readouterr().out
 
 
 def test_youtube_vos_is_written_and_packed_as_its_server_takes_it(weights: Path, tmp_path: Path) -> None:
@@ -309,6 +403,7 @@ def test_real_youtube_vos_keeps_its_ids_and_sizes(weights: Path, shared_data: Pa
     [
         (["--videos", "tow"], "no video 'tow'; did you mean 'two'?"),
         (["--split", "vall"], "no split 'vall'; did you mean 'val'?"),
+        (["--split", "val", "--videos", "three"], "no video 'three' in split 'val'; there are one, two"),
     ],
 )
 def test_a_name_the_data_set_does_not_have_is_bad_usage(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -14,8 +15,8 @@ from models.stm import Query, Stm
 from tests.trainers.small_videos import HEIGHT, WIDTH, label_map, write_tree
 from tests.trainers.small_youtube import BEGINS, write_youtube_tree
 from tests.trainers.stm_clips import small_stm
+from tools.argument_types import UsageError
 from tools.segment import segment
-from tools.segment_stm import UsageError
 from trainers.label_files import read_label_map
 from trainers.prediction.following import ModelClock, segment_video, whole_script
 from trainers.segmenters.stm import StmOptions, StmSegmenter
@@ -105,7 +106,7 @@ def test_cycle_erf_pictures_have_the_size_of_the_frames(
     assert heat.min() >= -3
     assert heat.max() <= 258
     assert heat.std() > 10
-    assert "2 cycle-ERF pictures of 1 videos" in capsys.readouterr().out
+    assert "2 cycle-ERF pictures of 1 video" in capsys.readouterr().out
 
 
 def test_a_filled_box_is_what_the_model_sees(
@@ -121,14 +122,29 @@ def test_a_filled_box_is_what_the_model_sees(
     assert run_segment(weights, tree, tmp_path / "out", "--box", "32x60", "--fill-box") == 0
     assert seen == {(32, 60)}
     assert json.loads((tmp_path / "out" / "segment.json").read_text())["fill_box"] is True
-    with pytest.raises(UsageError, match="--shorter-side replaces"):
-        run_segment(weights, tree, tmp_path / "out", "--fill-box", "--shorter-side", "32")
 
 
-def test_details_of_the_correction_need_the_correction(weights: Path, tree: Path, tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="--clamp is about the gradient correction: add --correct") as error:
-        run_segment(weights, tree, tmp_path / "out", "--clamp")
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--fill-box", "--shorter-side", "32"), "--fill-box is about the box, which --shorter-side replaces"),
+        (("--box", "32x40", "--shorter-side", "native"), "--box is about the box, which --shorter-side replaces"),
+        (("--shorter-side", "native", "--mask-resize", "truncated"), "native resizes no masks"),
+        (("--clamp",), "--clamp is about the gradient correction: add --correct"),
+        (("--cycle-erf-every", "2"), "--cycle-erf-every is about the pictures of --cycle-erf FOLDER: add that"),
+        (("--late-objects", "replace"), "davis2017 follows those of the first frame: leave it out, or use --protocol"),
+        (("--cycle-erf", "OUT"), "would write pictures over the label maps: name another folder"),
+    ],
+)
+def test_an_argument_that_would_change_nothing_beside_the_others_is_refused(
+    weights: Path, tree: Path, tmp_path: Path, arguments: tuple[str, ...], message: str
+) -> None:
+    out = tmp_path / "out"
+    given = [str(out) if word == "OUT" else word for word in arguments]
+    with pytest.raises(UsageError, match=re.escape(message)) as error:
+        run_segment(weights, tree, out, *given)
     assert error.value.exit_status == 2
+    assert not out.exists()
 
 
 @pytest.mark.parametrize(
@@ -136,9 +152,9 @@ def test_details_of_the_correction_need_the_correction(weights: Path, tree: Path
     [
         (("--box", "240"), "no size like 240x427"),
         (("--box", "8x8"), "in pixels from 16"),
-        (("--correct", "0"), "no positive whole number"),
+        (("--correct", "0"), "no whole number of at least 1"),
         (("--correct", "--correction-rate", "nan"), "no number from 0"),
-        (("--max-kept", "none"), "no positive whole number"),
+        (("--max-kept", "none"), "'none' is neither a positive number nor all"),
         (("--top-k", "5"), "--top-k goes with --model rde, not stm"),
     ],
 )

@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from shards.errors import DataError
 from shards.manifest import encode_json
 from shards.storage import remove_unfinished, write_bytes
-from trainers.label_files import LabelMap, write_grey, write_label_map
+from trainers.label_files import LabelMap, is_whole_png, write_grey, write_label_map
 from trainers.prediction.following import ModelClock, segment_video
 from trainers.prediction.plan import PngForm, VideoPlan
 from trainers.prediction.videos import VideoSource
@@ -112,8 +112,8 @@ def result_path(folder: Path, plan: VideoPlan, frame: int) -> Path:
 
 
 def is_finished(folder: Path, plan: VideoPlan) -> bool:
-    """Whether every wanted frame of the video has its file."""
-    return all(result_path(folder, plan, frame).is_file() for frame in plan.script.written)
+    """Whether every wanted frame of the video has its file, and that is whole."""
+    return all(is_whole_png(result_path(folder, plan, frame)) for frame in plan.script.written)
 
 
 def segment_to_folder(

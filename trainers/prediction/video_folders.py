@@ -27,11 +27,11 @@ class UnknownNameError(ValueError):
 
     exit_status = 2
 
-    def __init__(self, what: str, name: str, there: Sequence[str]) -> None:
+    def __init__(self, what: str, name: str, there: Sequence[str], *, where: str = "") -> None:
         near = difflib.get_close_matches(name, there, n=1)
         more = f" and {len(there) - 5} more" if len(there) > 5 else ""
         remedy = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(there[:5]) or 'none'}{more}"
-        super().__init__(f"the data set has no {what} {name!r}; {remedy}")
+        super().__init__(f"the data set has no {what} {name!r}{where}; {remedy}")
 
 
 @dataclass(frozen=True, slots=True)

@@ -104,14 +104,19 @@ def choose_split(source: VideoSource, wanted: str | None, usual: Sequence[str]) 
     return wanted
 
 
-def choose_videos(source: VideoSource, split: str, names: Sequence[str] | None) -> tuple[str, ...]:
-    """The videos named, each once; all of the split if none are. Raises UnknownNameError for another name."""
+def choose_videos(
+    source: VideoSource, split: str, names: Sequence[str] | None, *, within_split: bool = False
+) -> tuple[str, ...]:
+    """The videos named, each once; all of the split if none are. Raises UnknownNameError for another name.
+
+    within_split: those named must be of the split.
+    """
     if not names:
         return source.select(split)
-    there = source.videos
+    there = source.select(split) if within_split else source.videos
     for name in names:
         if name not in there:
-            raise UnknownNameError("video", name, there)
+            raise UnknownNameError("video", name, there, where=f" in split {split!r}" if within_split else "")
     return tuple(dict.fromkeys(names))
 
 
