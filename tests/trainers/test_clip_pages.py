@@ -46,6 +46,9 @@ def test_a_page_holds_images_masks_and_numbers_of_every_clip(config: Config) -> 
     clips = clips_of(clip_page(config, look, "t"))
     assert [(clip["step"], clip["clip"]) for clip in clips] == [(1, 2), (1, 3), (4, 8), (4, 9)]
     assert [clip["curriculum"]["max gap"] for clip in clips] == ["2", "2", "1", "1"]
+    assert all(clip["gap_rule"].startswith("1 to max gap + 1, as published") for clip in clips)
+    for clip in clips:
+        assert all(abs(gap) <= int(clip["curriculum"]["max gap"]) + 1 for gap in clip["gaps"])
     with ExitStack() as stack:
         for number, (source, batch) in enumerate(load_batches(config, look, stack)):
             for position, plan in enumerate(batch.plans):

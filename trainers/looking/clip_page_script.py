@@ -78,7 +78,8 @@ function show() {
   at("frames").replaceChildren(...clip.images.map((_, place) => frame(clip, place)));
   const facts = [["step", `${clip.step} of the stage, rank ${clip.rank}, clip ${clip.clip}`],
     ["curriculum", Object.entries(clip.curriculum).map(pair => pair.join(" ")).join(", ")],
-    ["frames of the video", clip.frames.join(", ")], ["gaps", clip.gaps.join(", ")],
+    ["frames of the video", clip.frames.join(", ")],
+    ["gaps", clip.gaps.join(", ") + (clip.gap_rule && ` (${clip.gap_rule})`)],
     ["object ids offered", clip.object_ids.join(", ") || "none"], ["objects in slots", String(clip.num_objects)]];
   at("facts").replaceChildren(table([...facts, ...Object.entries(clip.plan)]));
 }

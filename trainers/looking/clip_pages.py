@@ -25,7 +25,7 @@ from shards.palettes import voc_palette
 from trainers.config import Config
 from trainers.looking.clip_page_script import SCRIPT, STYLE
 from trainers.looking.drawn_clips import name_clip
-from trainers.looking.schedule import make_schedule
+from trainers.looking.schedule import gap_rule, make_schedule
 from trainers.pages import data_uri, make_page
 from trainers.running.stages import open_sources
 
@@ -78,12 +78,12 @@ def look_sheet(config: Config, look: Look, *, cell_height_px: int = 160) -> Imag
 def clip_page(config: Config, look: Look, title: str) -> str:
     """A self-contained HTML page of the batches, to leaf through clip by clip."""
     clips: list[dict[str, Any]] = []
-    curricula = {}
+    rule = gap_rule(config.stages[look.stage].clip_recipe())
     with ExitStack() as stack:
         for source, batch in load_batches(config, look, stack):
-            curricula[batch.step] = _curriculum(config, look.stage, batch.step)
-            for position in range(len(batch.plans)):
-                clips.append(view_clip(source, batch, position, look.rank) | {"curriculum": curricula[batch.step]})
+            of_step = {"curriculum": _curriculum(config, look.stage, batch.step), "gap_rule": rule}
+            views = (view_clip(source, batch, position, look.rank) for position in range(len(batch.plans)))
+            clips += [view | of_step for view in views]
     # No `</script>` may end the script from inside of a name.
     data = json.dumps(clips).replace("</", "<\\/")
     return make_page(title, ['<div id="browser"></div>'], style=STYLE, script=f"const CLIPS = {data};\n{SCRIPT}")

@@ -35,7 +35,13 @@ MOST_FRAMES = 20_000
 """Frames whose objects are looked up for the plots; of larger sets, evenly spread ones."""
 MOST_BARS = 40
 THUMBNAILS = 6
-THUMBNAIL_PX = 150
+THUMBNAIL_PX = 163
+"""Their width: six are as wide as a plot."""
+STYLE = f".frames {{ display: flex; gap: 4px; }} .frames img {{ width: {THUMBNAIL_PX}px; align-self: start; }}"
+TIMELINE_NOTE = (
+    "Above: the frames in which each object is seen, with a ring where its mask is given to begin with. "
+    "Below: how much of the frame it covers. Then frames spread evenly over the video."
+)
 
 
 @dataclass(frozen=True)
@@ -124,13 +130,15 @@ def dataset_page(shard_set: ShardSet, videos: Sequence[int]) -> str:
     if statistics.num_frames_seen < statistics.num_frames:
         parts.append(paragraph(f"objects and areas: of {statistics.num_frames_seen} annotated frames", "note"))
     parts.append(figure_html(plot_statistics(statistics), "objects per frame, areas, lengths and sizes"))
+    parts.append(heading("Videos"))
+    parts.append(paragraph(TIMELINE_NOTE, "note"))
     for video in videos:
         timeline = read_timeline(shard_set, video)
         counts = f"{counted(timeline.num_frames, 'frame')}, {counted(len(timeline.objects), 'object')}"
         parts.append(heading(f"{timeline.name}: {counts}"))
         parts.append(figure_html(plot_timeline(timeline), f"objects of {timeline.name} over time"))
         parts.append(_thumbnails(shard_set, video, timeline.places))
-    return make_page(f"{shard_set.name} ({shard_set.path})", parts, style=f"img.thumb {{ height: {THUMBNAIL_PX}px; }}")
+    return make_page(f"{shard_set.name} ({shard_set.path})", parts, style=STYLE)
 
 
 def plot_statistics(found: Statistics) -> Figure:
@@ -147,7 +155,8 @@ def plot_statistics(found: Statistics) -> Figure:
     lengths.set(xlabel="frames of a video", ylabel="videos")
     common = Counter(found.sizes).most_common(8)[::-1]
     sizes.barh([f"{width} x {height}" for (width, height), _ in common], [n for _, n in common], color="#2f6fde")
-    sizes.set(xlabel="videos (the most frequent sizes)")
+    sizes.set(xlabel="videos (the most frequent sizes)", ylim=(-1, max(1, len(common))))
+    sizes.locator_params(axis="x", integer=True)
     return figure
 
 
@@ -163,7 +172,7 @@ def _plot_counts(axes: Axes, numbers: NDArray[np.int64]) -> None:
 
 
 def plot_timeline(timeline: VideoTimeline) -> Figure:
-    """Above, when each object is seen and where its mask is given (a dot); below, how much of the frame it covers."""
+    """Above, when each object is seen and where its mask is given (a ring); below, how much of the frame it covers."""
     objects = timeline.objects
     figure = new_figure(10, 2.6 + 0.22 * max(1, len(objects)))
     seen, covered = figure.subplots(2, 1, sharex=True, height_ratios=[0.3 + 0.12 * max(1, len(objects)), 1])
@@ -178,6 +187,7 @@ def plot_timeline(timeline: VideoTimeline) -> Figure:
     seen.set_ylim(len(objects) - 0.5, -0.5)
     largest = max((float(item.areas.max(initial=0)) for item in objects), default=0) or 1.0
     covered.set(xlabel="frame", ylabel="% of the frame", ylim=(0, 110 * largest))
+    covered.locator_params(axis="x", integer=True)
     return figure
 
 
@@ -197,21 +207,22 @@ def _thumbnails(shard_set: ShardSet, video: int, places: NDArray[np.int64]) -> s
     first = shard_set.frame_rows(video).start
     chosen = places[np.unique(np.linspace(0, len(places) - 1, min(THUMBNAILS, len(places))).astype(int))]
     images = [data_uri(_picture(shard_set, first + int(place)), "image/jpeg") for place in chosen]
-    return "".join(
-        f'<img class="thumb" alt="frame {place}" title="frame {place}" src="{image}"> '
+    cells = (
+        f'<img alt="frame {place}" title="frame {place}" src="{image}">'
         for place, image in zip(chosen, images, strict=True)
     )
+    return f'<div class="frames">{"".join(cells)}</div>'
 
 
 def _picture(shard_set: ShardSet, frame: int) -> bytes:
-    """JPEG of a frame with its masks over it, of twice the height it is shown at, for sharp screens."""
+    """JPEG of a frame with its masks over it, of twice the width it is shown at, for sharp screens."""
     encoded = shard_set.read(frame)
     image = simplejpeg.decode_jpeg(encoded.image, colorspace="RGB")
     if encoded.mask is not None:
         soft = shard_set.mask_codec in SOFT_CODECS
         labels = (decode_soft_mask if soft else decode_label_map)(encoded.mask, shard_set.mask_codec)
         image = overlay(image, (labels >= SOFT_THRESHOLD).astype(np.uint8) if soft else labels)
-    width = max(1, round(image.shape[1] * 2 * THUMBNAIL_PX / image.shape[0]))
-    small = cv2.resize(image, (width, 2 * THUMBNAIL_PX), interpolation=cv2.INTER_AREA)
+    height = max(1, round(image.shape[0] * 2 * THUMBNAIL_PX / image.shape[1]))
+    small = cv2.resize(image, (2 * THUMBNAIL_PX, height), interpolation=cv2.INTER_AREA)
     data: bytes = simplejpeg.encode_jpeg(np.ascontiguousarray(small), quality=80, colorspace="RGB")
     return data

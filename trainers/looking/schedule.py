@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipelines.order.curriculum import Table
+from pipelines.recipes import RdeVideo, Recipe, StmCycle
 from pipelines.source import ClipSource
 from trainers.config import Config, Stage, as_plain
 from trainers.pages import new_figure
@@ -95,6 +96,13 @@ def mix_rows(schedules: Sequence[StageSchedule]) -> tuple[list[str], list[list[s
             )
     header = ["stage", "data", "videos", "of the clips", "clips", "times each video"]
     return header, [[f"{cell:.0f}" if isinstance(cell, float) else str(cell) for cell in row] for row in rows]
+
+
+def gap_rule(recipe: Recipe) -> str:
+    """How far apart neighbouring frames of a recipe's clips may lie, given its max_gap; "" where it has none."""
+    if isinstance(recipe, RdeVideo):
+        return "1 to max gap + 1, as published; less in short videos, negative where the clip runs backwards"
+    return "1 to max gap" if isinstance(recipe, StmCycle) else ""
 
 
 def plot_schedule(schedules: Sequence[StageSchedule]) -> Figure:
