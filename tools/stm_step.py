@@ -6,6 +6,8 @@ from argparse import ArgumentParser, Namespace
 from dataclasses import asdict
 from pathlib import Path
 
+import torch
+
 from models.stm import ARCHS
 from trainers.costs.stm_correction import CorrectionCost, CorrectionSize, time_corrections
 from trainers.costs.stm_step import LOOP, NUM_SLOTS, StmStepCost, StmStepSize, time_stm_steps
@@ -23,6 +25,12 @@ def add_stm_step(parser: ArgumentParser) -> None:
         choices=range(1, NUM_SLOTS + 1),
         default=usual.num_objects,
         help="in every other clip; the rest have one (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--threads",
+        type=int,
+        default=usual.threads,
+        help="of the CPU; several are timed by wall (default: %(default)s)",
     )
 
 
@@ -45,7 +53,9 @@ def _add_network(parser: ArgumentParser, *, height: int) -> None:
 def measure_stm_step(options: Namespace, _scratch: Path) -> tuple[dict[str, object], str]:
     """Numbers and table."""
     device = str(choose_device(options.device, Ranks()))
-    size = StmStepSize(options.arch, options.width, _pixels(options), options.clips, options.objects, device)
+    network = (options.arch, options.width, _pixels(options))
+    size = StmStepSize(*network, options.clips, options.objects, device, options.threads)
+    torch.set_num_threads(size.threads)
     costs = time_stm_steps(size, rounds=options.rounds)
     return {"size": asdict(size), "steps": {name: asdict(cost) for name, cost in costs.items()}}, _table(size, costs)
 
@@ -75,13 +85,16 @@ def _correction_table(size: CorrectionSize, costs: list[CorrectionCost]) -> str:
 
 
 def _table(size: StmStepSize, costs: dict[str, StmStepCost]) -> str:
-    clock = "CPU time, one thread" if size.device == "cpu" else f"wall time on {size.device}"
+    place = f"on {size.device}" if size.device != "cpu" else f"{size.threads} threads"
+    clock = f"wall time, {place}" if size.timed_by_wall else "CPU time, one thread"
     title = (
         f"STM-Cycle, {size.arch}, width {size.width}, {size.batch_size} clips of 3 frames "
         f"{size.size[0]}x{size.size[1]}, {size.num_objects} and 1 objects in turn, fp32; {clock}"
     )
     rows = [
-        f"{name:<22}{cost.step_ms:>14.1f}{costs[LOOP].step_ms / cost.step_ms:>8.2f}{cost.loss:>12.6f}"
+        f"{name:<22}{cost.step_ms:>14.1f}{costs[LOOP].step_ms / cost.step_ms:>8.2f}"
+        f"{cost.work.gflop:>10.1f}{cost.work.operations:>12}{cost.loss:>12.6f}"
         for name, cost in costs.items()
     ]
-    return "\n".join([f"{title}\n", f"{'':<22}{'ms per step':>14}{'ratio':>8}{'loss':>12}", *rows])
+    heads = f"{'':<22}{'ms per step':>14}{'ratio':>8}{'GFLOP':>10}{'operations':>12}{'loss':>12}"
+    return "\n".join([f"{title}\n", heads, *rows])

@@ -29,8 +29,11 @@ def test_the_step_and_the_loop_are_rows_of_one_loss(tmp_path: Path, capsys: pyte
     assert len({round(step["loss"], 4) for step in steps.values()}) == 1
     printed = capsys.readouterr().out
     assert "resnet18, width 0.0625, 2 clips of 3 frames 32x56, 2 and 1 objects in turn" in printed
-    ratio = steps["clip-by-clip loop"]["step_ms"] / steps["ours"]["step_ms"]
-    assert f"{steps['ours']['step_ms']:.1f}{ratio:>8.2f}" in printed
+    ours, loop = steps["ours"], steps["clip-by-clip loop"]
+    ratio, work = loop["step_ms"] / ours["step_ms"], ours["work"]
+    assert f"{ours['step_ms']:.1f}{ratio:>8.2f}{work['gflop']:>10.1f}{work['operations']:>12}" in printed
+    assert work["gflop"] < loop["work"]["gflop"]
+    assert 2 * work["operations"] < loop["work"]["operations"]
 
 
 def test_a_correction_has_a_row_for_each_way(

@@ -1,6 +1,7 @@
 """What a training step of STM-Cycle costs: ours, and the clip-by-clip loop of the published code, in turns in one run.
 
-Times on a CPU are CPU time, on a GPU wall time between synchronisations; medians over rounds, the first round left out.
+Times of one thread are CPU time, of several and of a GPU wall time (between synchronisations); medians over rounds.
+Before them one step of each is counted, not timed.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from torch import Tensor, nn
 from models.layers import use_channels_last
 from models.stm import Arch, Stm
 from trainers.costs.published_stm import PublishedStmStep
+from trainers.costs.work import Work, count_work
 from trainers.objectives.stm_cycle import StmCycleObjective
 
 LOOP, OURS, OURS_CHANNELS_LAST = "clip-by-clip loop", "ours", "ours, channels_last"
@@ -25,7 +27,10 @@ NUM_FRAMES, NUM_SLOTS = 3, 5
 
 @dataclass(frozen=True, slots=True)
 class StmStepSize:
-    """What is trained: network, frames of (height, width) pixels, clips per step, objects in each; on which device."""
+    """What is trained: network, frames of (height, width) pixels, clips per step, objects in each; on what.
+
+    threads: of a CPU.
+    """
 
     arch: Arch = "resnet18"
     width: float = 0.25
@@ -33,28 +38,36 @@ class StmStepSize:
     batch_size: int = 4
     num_objects: int = 2
     device: str = "cpu"
+    threads: int = 1
+
+    @property
+    def timed_by_wall(self) -> bool:
+        """Threads that wait for others use up CPU time too, so it says nothing of several."""
+        return self.threads > 1 or torch.device(self.device).type != "cpu"
 
 
 @dataclass(frozen=True, slots=True)
 class StmStepCost:
-    """Milliseconds of a step: forward, losses, backward; and its loss, which is the same for all."""
+    """A step, forward, losses and backward: milliseconds, work, and its loss, which is the same for all."""
 
     step_ms: float
+    work: Work
     loss: float
 
 
 def time_stm_steps(size: StmStepSize, *, rounds: int = 5) -> dict[str, StmStepCost]:
     """Cost of each way to take the step, on the same batch and weights."""
     steps = {name: _prepare(size, name) for name in STEPS}
+    work = {name: count_work(step) for name, step in steps.items()}
     seconds: dict[str, list[float]] = {name: [] for name in STEPS}
     losses = {}
-    for _ in range(rounds + 1):
+    for _ in range(rounds):
         for name, step in steps.items():
-            started = _now(size.device)
+            started = _now(size)
             loss = step()
-            seconds[name].append(_now(size.device) - started)
+            seconds[name].append(_now(size) - started)
             losses[name] = float(loss)
-    return {name: StmStepCost(1e3 * statistics.median(seconds[name][1:]), losses[name]) for name in STEPS}
+    return {name: StmStepCost(1e3 * statistics.median(seconds[name]), work[name], losses[name]) for name in STEPS}
 
 
 def _prepare(size: StmStepSize, name: str) -> Callable[[], Tensor]:
@@ -90,8 +103,7 @@ def make_stm_batch(size: StmStepSize) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     return tuple(part.to(size.device) for part in batch)  # type: ignore[return-value]
 
 
-def _now(device: str) -> float:
-    if torch.device(device).type == "cpu":
-        return time.process_time()
-    torch.cuda.synchronize(device)
-    return time.perf_counter()
+def _now(size: StmStepSize) -> float:
+    if torch.device(size.device).type != "cpu":
+        torch.cuda.synchronize(size.device)
+    return time.perf_counter() if size.timed_by_wall else time.process_time()
