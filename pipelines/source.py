@@ -46,6 +46,7 @@ class ClipSource:
             list_objects=recipe.list_objects,
             pooled=pooled,
             batch_size=batch_size,
+            steps=steps,
         )
         self.recipe = recipe
         self.steps = steps

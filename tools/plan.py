@@ -11,11 +11,14 @@ if __name__ == "__main__":
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C during the imports below ends quietly; run() takes it over
 
 from argparse import ArgumentParser, ArgumentTypeError, Namespace
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from pipelines.order_quality import (
     OrderQuality,
@@ -151,11 +154,19 @@ def _plain_schedule(schedule: StageSchedule) -> dict[str, Any]:
         "steps": schedule.steps,
         "batch_size": schedule.batch_size,
         "tables": {name: table.switches(schedule.steps) for name, table in schedule.tables.items()},
-        "clips_per_pass": schedule.clips_per_pass,
+        "clips_per_pass_from_step": {
+            first: sum(weights) for first, weights in (() if schedule.mix is None else schedule.mix.phases)
+        },
         "passes": schedule.passes_after(schedule.steps),
         "mix": [
-            {"name": part.name, "split": part.split, "videos": part.num_videos, "share": part.share}
-            for part in schedule.mix or ()
+            {
+                "name": part.name,
+                "split": part.split,
+                "videos": part.num_videos,
+                "clips": part.clips,
+                "share": part.share,
+            }
+            for part in schedule.mix_parts()
         ],
     }
 
@@ -222,15 +233,23 @@ def _quality(given: Namespace, stack: ExitStack) -> Answer:
     sources = open_sources(config, stack)
     texts, page, values = [], [], {}
     for stage, source in zip(config.stages, sources, strict=True):
-        clips = min(given.clips or 4 * sum(source.mix.weights), source.steps * source.batch_size)
-        order = drawn_videos(source, 0, clips)
-        starts = first_videos(source)
-        pair = [describe_order(videos, source.batch_size, starts=starts) for videos in (order, shuffled(order))]
-        answer = _beside_uniform(stage.name, "run", pair)
-        texts.append(answer.text)
-        page += answer.page
-        values[stage.name] = answer.values
+        for name, order in _orders(stage.name, source, given.clips):
+            starts = first_videos(source)
+            pair = [describe_order(videos, source.batch_size, starts=starts) for videos in (order, shuffled(order))]
+            answer = _beside_uniform(name, "run", pair)
+            texts.append(answer.text)
+            page += answer.page
+            values[name] = answer.values
     return Answer("\n\n".join(texts), page, values)
+
+
+def _orders(name: str, source: ClipSource, most_clips: int | None) -> Iterator[tuple[str, NDArray[np.int64]]]:
+    """The videos of a stage's first clips, and of those from each step on that has other weights in its mix."""
+    ends = [*(first for first, _ in source.mix.phases[1:]), source.steps]
+    for (first, weights), end in zip(source.mix.phases, ends, strict=True):
+        clips = min(most_clips or 4 * sum(weights), (end - first) * source.batch_size)
+        place = f"{name} from step {first}" if first else name
+        yield place, drawn_videos(source, first * source.batch_size, clips)
 
 
 def _quality_of_list(given: Namespace) -> Answer:

@@ -197,15 +197,21 @@ def cover(source: ClipSource, cluster: Cluster, *, passes: int = 1) -> Coverage:
 
 
 def measure_portions(source: ClipSource, cluster: Cluster) -> dict[str, Portion]:
-    """How exactly the sets of a mix keep their shares over one pass of it, in every window of consecutive clips."""
-    weights = source.mix.weights
-    total = sum(weights)
+    """How exactly the sets of a mix keep their shares over one pass of it, in every window of consecutive clips.
+
+    Of a mix whose weights change, the pass is one by the last of them, and what comes before is looked at too.
+    """
+    firsts = [first * source.batch_size for first, _ in source.mix.phases]
+    weights = np.array([weights for _, weights in source.mix.phases])  # (phases, sets)
+    total = firsts[-1] + int(weights[-1].sum())
     taken = np.empty(total, np.int64)
     for rank in range(cluster.ranks):
         for number in _numbers_of_rank(cluster, rank, total):
             taken[number] = source.mix.pick(source.key, number).dataset
+    shares = weights / weights.sum(axis=1, keepdims=True)
+    due = shares[np.searchsorted(firsts, np.arange(total), side="right") - 1]  # (total, sets)
     return {
-        entry.dataset.name: _portion(taken == position, weights[position], total)
+        entry.dataset.name: _portion(int(weights[0, position]), taken == position, due[:, position])
         for position, entry in enumerate(source.mix.entries)
     }
 
@@ -271,11 +277,10 @@ def _numbers_of_rank(cluster: Cluster, rank: int, end: int) -> Iterator[int]:
         yield from (first + position for position in positions if first + position < end)
 
 
-def _portion(is_taken: NDArray[np.bool_], weight: int, total: int) -> Portion:
+def _portion(weight: int, is_taken: NDArray[np.bool_], due: NDArray[np.float64]) -> Portion:
     """The count of any window is a difference of two counts from the start, and so is its ideal."""
-    taken = np.concatenate([[0], np.cumsum(is_taken)])
-    excess = taken - np.arange(total + 1) * (weight / total)
-    return Portion(weight, int(taken[-1]), float(excess.max() - excess.min()))
+    excess = np.concatenate([[0], np.cumsum(is_taken) - np.cumsum(due)])
+    return Portion(weight, int(is_taken.sum()), float(excess.max() - excess.min()))
 
 
 def _portions(shard_set: ShardSet, others: Sequence[tuple[Path, int]], cluster: Cluster) -> dict[str, Portion]:

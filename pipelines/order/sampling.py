@@ -7,13 +7,15 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from pipelines.order.curriculum import Table
 from pipelines.order.pooled import Pooled, PooledOrder
 from pipelines.order.streams import Stream, StreamName
+from pipelines.order.turns import Phase, Turns
 from shards.errors import DataError
 from shards.reader import ShardSet
 
@@ -24,20 +26,53 @@ class MixEntry:
 
     gap_step: how many frames apart annotated frames lie; a max gap in frames is divided by it (YouTube-VOS: 5).
     clips_per_pass: how many clips of a pass over the mix are its, whatever it holds; None: `repeat` of each item.
+    Both may be tables of progress, with 0 where none of its clips come.
     """
 
     dataset: ShardSet
     split: str
-    repeat: int = 1
+    repeat: int | Table = 1
     gap_step: int = 1
-    clips_per_pass: int | None = None
+    clips_per_pass: int | Table | None = None
 
     def __post_init__(self) -> None:
-        """ValueError for a number below 1."""
-        for name in ("repeat", "gap_step", "clips_per_pass"):
+        """ValueError for a number below 1 and a table that is no table of counts."""
+        if self.gap_step < 1:
+            raise ValueError(f"gap_step of {self.dataset.name} must be at least 1, got {self.gap_step}")
+        for name in ("repeat", "clips_per_pass"):
             value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ValueError(f"{name} of {self.dataset.name} must be at least 1, got {value}")
+            if value is not None:
+                object.__setattr__(self, name, checked_count(f"{name} of {self.dataset.name}", value))
+
+    def weight(self, num_items: int, step: int, steps: int) -> int:
+        """Clips of a pass over the mix that are its, at a step of a stage."""
+        if self.clips_per_pass is not None:
+            return count_at(self.clips_per_pass, step, steps)
+        return count_at(self.repeat, step, steps) * num_items
+
+    def switches(self, steps: int) -> set[int]:
+        """The steps from which its weight may be another one."""
+        tables = [value for value in (self.repeat, self.clips_per_pass) if isinstance(value, Table)]
+        return {step for table in tables for step, _ in table.switches(steps)}
+
+
+def checked_count(name: str, value: int | Table) -> int | Table:
+    """A count of at least 1, or a table of counts of at least 0; a table of one value is that value.
+
+    Raises ValueError, naming the field.
+    """
+    counts = [count for _, count in value.rows] if isinstance(value, Table) else [value]
+    if any(count != int(count) for count in counts):
+        raise ValueError(f"{name} must be a whole number, got {next(c for c in counts if c != int(c))}")
+    if max(counts) < 1 or min(counts) < 0:
+        least = "at least 0, and above 0 somewhere" if isinstance(value, Table) else "at least 1"
+        raise ValueError(f"{name} must be {least}, got {min(counts):g}")
+    return int(counts[0]) if len(set(counts)) == 1 else value
+
+
+def count_at(value: int | Table, step: int, steps: int) -> int:
+    """A count, or what a table of counts says at a step of a stage of `steps` steps."""
+    return int(value.at(step, steps)) if isinstance(value, Table) else value
 
 
 class Pick(NamedTuple):
@@ -79,10 +114,14 @@ class Mix:
 
     A pass over the mix (the sum of the weights, in clips) so shows every item of an entry `repeat` times. An item is a
     video, or an object of a video where `list_objects` says which those are.
+    Weights that are tables change at their step of a stage of `steps` steps of batch_size clips; each entry goes on in
+    its own order then, from the item it was at.
     pooled: the order of items in each stream of a global batch of batch_size clips (see pooled_order); None for a full
     shuffle, where every item of an entry comes once before any comes again.
-    fingerprint: text that names the data and their proportions. selections: one per entry.
-    Raises DataError if an entry has no eligible video, ValueError for an unknown split or no entry at all.
+    fingerprint: text that names the data and their proportions. selections: one per entry. phases: the entries'
+    weights, from which step each.
+    Raises DataError if an entry has no eligible video, ValueError for an unknown split, no entry at all, and a step at
+    which all weights are 0.
     """
 
     def __init__(
@@ -93,17 +132,17 @@ class Mix:
         list_objects: ListObjects | None = None,
         pooled: Pooled | None = None,
         batch_size: int = 1,
+        steps: int = 1,
     ) -> None:
         if not entries:
             raise ValueError("a data mix needs at least one entry")
         self.entries = tuple(entries)
         self.selections = tuple(select_videos(entry, min_frames, list_objects) for entry in entries)
-        self.weights = tuple(
-            entry.clips_per_pass or entry.repeat * len(selection.videos)
-            for entry, selection in zip(self.entries, self.selections, strict=True)
-        )
+        self.phases = self._find_phases(steps)
         self.fingerprint = json.dumps([_identity(entry) for entry in self.entries])
         self._streams = None if pooled is None else PooledOrder(pooled, batch_size)
+        self._batch_size, portion = batch_size, batch_size if pooled is None else batch_size // pooled.streams
+        self._turns = Turns([Phase(first * portion, weights) for first, weights in self.phases])
         # Neighbouring clips share a pass; two passes of each entry are alive where one ends and the next begins.
         self._order = lru_cache(maxsize=4 * len(self.entries))(self._shuffle)
 
@@ -113,7 +152,7 @@ class Mix:
         skip: the item of so many clips of that data set later.
         """
         stream, turn = (0, number) if self._streams is None else self._streams.turn(number)
-        dataset, index = share(turn, self.weights)
+        dataset, index = self._turns.take(turn)
         selection = self.selections[dataset]
         index, count = index + skip, len(selection.videos)
         if self._streams is None:
@@ -124,38 +163,55 @@ class Mix:
         object_id = None if selection.objects is None else int(selection.objects[item])
         return Pick(dataset, int(selection.videos[item]), video_pass, object_id)
 
+    def counts(self, num_clips: int) -> tuple[int, ...]:
+        """How many of the first `num_clips` clips are of each entry."""
+        if self._streams is None:
+            return self._turns.counts(num_clips)
+        step, rest = divmod(num_clips, self._batch_size)
+        streams = self._streams.pooled.streams
+        portion = self._batch_size // streams
+        turns = [step * portion + min(max(rest - stream * portion, 0), portion) for stream in range(streams)]
+        return tuple(sum(counts) for counts in zip(*map(self._turns.counts, turns), strict=True))
+
+    def passes(self, num_clips: int) -> float:
+        """Passes over the mix that the first `num_clips` clips are, each by the weights of its own time."""
+        firsts = [first * self._batch_size for first, _ in self.phases]
+        ends = [min(end, num_clips) for end in (*firsts[1:], num_clips)]
+        spans = zip(firsts, ends, self.phases, strict=True)
+        return sum(max(0, end - first) / sum(phase.weights) for first, end, phase in spans)
+
     def report(self) -> tuple[str, ...]:
         """One line per entry: videos in use, its share of the clips, and the videos left out with the reasons."""
         return tuple(self._report_line(position) for position in range(len(self.entries)))
 
+    def _find_phases(self, steps: int) -> tuple[Phase, ...]:
+        phases: list[Phase] = []
+        for step in sorted({0}.union(*(entry.switches(steps) for entry in self.entries))):
+            pairs = zip(self.entries, self.selections, strict=True)
+            weights = tuple(entry.weight(len(selection.videos), step, steps) for entry, selection in pairs)
+            if not phases or weights != phases[-1].weights:
+                phases.append(Phase(step, weights))
+        return tuple(phases)
+
     def _report_line(self, position: int) -> str:
         entry, selection = self.entries[position], self.selections[position]
-        items = f"{len(selection.videos)} {'videos' if selection.objects is None else 'objects'}"
-        times = f"x {entry.repeat}" if entry.clips_per_pass is None else f"in {entry.clips_per_pass} clips"
-        use = f"{entry.dataset.name} {entry.split}: {items} {times}"
-        portion = f"{self.weights[position]} of {sum(self.weights)} clips"
+        use = f"{entry.dataset.name} {entry.split}: {_counted(len(selection.videos), selection)}"
+        portions = []
+        for first, weights in self.phases:
+            weight, total = weights[position], sum(weights)
+            times = f"x {weight // len(selection.videos)}" if entry.clips_per_pass is None else f"in {weight} clips"
+            since = f"from step {first} " if first else ""
+            portions.append(f"{since}{times} = {weight} of {total} clip{'s' * (total != 1)}")
         left_out = f"left out {selection.reasons()}" if selection.excluded else "none left out"
-        return f"{use} = {portion}; {left_out}"
+        return f"{use} {', '.join(portions)}; {left_out}"
 
     def _shuffle(self, key: tuple[int, int], dataset: int, video_pass: int) -> NDArray[np.int64]:
         stream = Stream(key, StreamName.VIDEOS, video_pass, trial=dataset)
         return stream.permutation(len(self.selections[dataset].videos))
 
 
-def share(number: int, weights: Sequence[int]) -> tuple[int, int]:
-    """(which part takes turn `number`, how many turns it had before), for integer weights > 0, with no state.
-
-    The first part has had floor(m * weight / total) of the first m turns, so in every window of turns its count is less
-    than one from the ideal; the turns it leaves are divided among the other parts in the same way.
-    """
-    left = sum(weights)
-    for part, weight in enumerate(weights):
-        before = number * weight // left
-        if (number + 1) * weight // left > before:
-            return part, before
-        number -= before
-        left -= weight
-    raise AssertionError("the last part takes every turn that is left")
+def _counted(count: int, selection: Selection) -> str:
+    return f"{count} {'video' if selection.objects is None else 'object'}{'s' * (count != 1)}"
 
 
 def select_videos(entry: MixEntry, min_frames: int, list_objects: ListObjects | None = None) -> Selection:
@@ -190,10 +246,11 @@ def annotated_frames(dataset: ShardSet, video: int) -> NDArray[np.int64]:
     return dataset.frame_rows(video).start + np.flatnonzero(dataset.annotated(video))
 
 
-def _identity(entry: MixEntry) -> list[str | int]:
+def _identity(entry: MixEntry) -> list[Any]:
     """What names an entry; the last number only where it is set, so that other mixes keep their names."""
-    names: list[str | int] = [entry.dataset.fingerprint, entry.split, entry.repeat]
-    return names if entry.clips_per_pass is None else [*names, entry.clips_per_pass]
+    counts = [entry.repeat] if entry.clips_per_pass is None else [entry.repeat, entry.clips_per_pass]
+    plain = [list(count.rows) if isinstance(count, Table) else count for count in counts]
+    return [entry.dataset.fingerprint, entry.split, *plain]
 
 
 def _why_not(dataset: ShardSet, video: int, min_frames: int) -> str | None:

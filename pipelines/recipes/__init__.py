@@ -7,6 +7,7 @@ import difflib
 from collections.abc import Mapping
 from typing import Any
 
+from pipelines.recipes.clip_length import clip_lengths
 from pipelines.recipes.mtmfi import Mtmfi
 from pipelines.recipes.rde import RdeBl30k, RdeVideo
 from pipelines.recipes.rde_static import RdeStatic
@@ -24,6 +25,7 @@ __all__ = [
     "StmCycle",
     "StmCycleDali",
     "StmCyclePaper",
+    "clip_lengths",
     "make_recipe",
 ]
 

@@ -6,14 +6,16 @@ docs/order.md lists the rules and what differs from the published code.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
+from pipelines.order.curriculum import Table
 from pipelines.order.sampling import annotated_frames
 from pipelines.order.streams import StreamName
+from pipelines.recipes.clip_length import length_at, set_clip_length
 from pipelines.recipes.limits import Limits, check_choice, check_flags, set_checked
 from pipelines.recipes.request import ClipRequest
 from pipelines.recipes.visibility import davis_visibility, is_davis, large_enough
@@ -41,6 +43,9 @@ class Mtmfi:
 
     num_frames: int = 3
     """The reference and two targets."""
+    # Out of repr, which names kept target models: they depend on the reference alone.
+    clip_length: Table | None = field(default=None, repr=False)
+    """Frames of a clip by progress, each 2 .. num_frames; None: num_frames throughout."""
     size: tuple[int, int] = (480, 854)
     """Height and width every frame is squashed to, in pixels; one number means a square."""
     min_frames: int = 4
@@ -59,6 +64,7 @@ class Mtmfi:
         set_checked(self, LIMITS)
         check_flags(self, ("legacy_nearest",))
         check_choice("visibility", self.visibility, VISIBILITY)
+        set_clip_length(self, shortest=2)
         if self.min_frames < self.num_frames:
             raise ValueError(f"min_frames must be at least num_frames, got {self.min_frames} < {self.num_frames}")
 
@@ -98,10 +104,10 @@ class Mtmfi:
         object_id = request.object_id
         if object_id is None and visible:
             object_id = request.stream(StreamName.OBJECTS).choice(sorted(visible))
-        stream = request.stream(StreamName.FRAMES)
+        stream, length = request.stream(StreamName.FRAMES), length_at(self, request)
         reference = int(stream.choice(range(len(rows)) if object_id is None else visible[object_id].tolist()))
         others = [position for position in range(len(rows)) if position != reference]
-        targets = [others[rank] for rank in stream.permutation(len(others))[: self.num_frames - 1]]
+        targets = [others[rank] for rank in stream.permutation(len(others))[: length - 1]]
         matrix, label_matrix = self._matrices(request)
         return ClipPlan(
             number=request.number,
@@ -110,15 +116,15 @@ class Mtmfi:
             frames=tuple(rows[[reference, *targets]].tolist()),
             object_ids=() if object_id is None else (object_id,),
             size=self.size,
-            matrices=np.tile(matrix, (self.num_frames, 1, 1)),
-            colours=np.tile(NO_COLOUR, (self.num_frames, 1, 1)),
+            matrices=np.tile(matrix, (length, 1, 1)),
+            colours=np.tile(NO_COLOUR, (length, 1, 1)),
             fill=(0.0, 0.0, 0.0),
             damage_key=request.stream(StreamName.DAMAGE).key(),
             damage_iou=None,
             trial=0,
             steps=SquashSteps(),
             labels=LabelRules(void_is_background=True, listed=True),
-            label_matrices=np.tile(label_matrix, (self.num_frames, 1, 1)) if self.legacy_nearest else None,
+            label_matrices=np.tile(label_matrix, (length, 1, 1)) if self.legacy_nearest else None,
         )
 
     def visible_frames(self, shard_set: ShardSet, video: int) -> dict[int, NDArray[np.int64]]:

@@ -24,6 +24,7 @@ from pipelines.augmentation import (
 from pipelines.order.curriculum import Table
 from pipelines.order.sampling import annotated_frames
 from pipelines.order.streams import Stream, StreamName
+from pipelines.recipes.clip_length import length_at, set_clip_length
 from pipelines.recipes.limits import Limits, check_numbers, table_of
 from pipelines.recipes.request import ClipRequest
 from pipelines.types import IMAGENET, AreaRule, ClipPlan, ClipSteps, Normalisation
@@ -68,6 +69,8 @@ class RdeVideo:
     """
 
     num_frames: int = 5
+    clip_length: Table | None = None
+    """Frames of a clip by progress, each 1 .. num_frames; None: num_frames throughout."""
     num_slots: int = 2
     min_frames: int = 3
     """Annotated frames below which a video is left out; a video shorter than the clip repeats frames."""
@@ -117,6 +120,7 @@ class RdeVideo:
             numbers = (rule.large, rule.small, rule.later) if isinstance(rule, AreaRule) else rule
             object.__setattr__(self, "area_rule", AreaRule(*check_numbers("area_rule", numbers, AREA_LIMITS)))
             check_numbers("num_frames", self.num_frames, Limits(1, 3, whole=True))
+        set_clip_length(self, shortest=1 if self.area_rule is None else 3)
 
     @property
     def soft_masks(self) -> bool:
@@ -168,11 +172,11 @@ class RdeVideo:
         frames = self._choose_frames(request, trial)
         videos = request.shard_set.videos
         height, width = int(videos.height[request.video]), int(videos.width[request.video])
-        stream = request.stream(StreamName.CROP, trial=trial)
+        stream, length = request.stream(StreamName.CROP, trial=trial), len(frames)
         flip_width = width if stream.happens(self.flip) else None
         crop = draw_crop(stream, height, width, self._areas(request), self.crop_aspect)
-        angles = 2 * request.stream(StreamName.AFFINE, trial=trial).uniforms(2 * self.num_frames) - 1
-        rotations, shears = self.rotation * angles[: self.num_frames], self.shear * angles[self.num_frames :]
+        angles = 2 * request.stream(StreamName.AFFINE, trial=trial).uniforms(2 * length) - 1
+        rotations, shears = self.rotation * angles[:length], self.shear * angles[length:]
         affines = affine_matrices(rotations, shears, self.size)
         matrices = crop_matrix(crop, self.size, flip_width=flip_width) @ affines
         return _View(frames, request.shard_set.objects(frames[0]), crop, flip_width, affines, matrices)
@@ -187,7 +191,7 @@ class RdeVideo:
     def _draw_colours(self, request: ClipRequest, trial: int) -> ClipColours:
         return draw_colours(
             request.stream(StreamName.COLOUR, trial=trial),
-            self.num_frames,
+            length_at(self, request),
             clip_jitter=self.clip_jitter,
             grayscale=self.grayscale,
             frame_jitter=self.frame_jitter,
@@ -199,7 +203,7 @@ class RdeVideo:
         # Gaps count annotated frames. A published gap below the step would be 0 and starts could leave the video.
         max_gap = max(1, int(self.max_gap.at(request.step, request.steps)) // request.gap_step)
         stream = request.stream(StreamName.FRAMES, trial=trial)
-        positions = choose_positions(stream, len(rows), max_gap, self.num_frames)
+        positions = choose_positions(stream, len(rows), max_gap, length_at(self, request))
         if stream.happens(self.reverse):
             positions = positions[::-1]
         return tuple(rows[positions].tolist())

@@ -19,8 +19,10 @@ from pipelines.augmentation import (
     draw_colours,
     luma,
 )
+from pipelines.order.curriculum import Table
 from pipelines.order.sampling import annotated_frames
 from pipelines.order.streams import Stream, StreamName
+from pipelines.recipes.clip_length import length_at, set_clip_length
 from pipelines.recipes.limits import Limits, check_numbers
 from pipelines.recipes.rde import IMAGENET_FILL
 from pipelines.recipes.request import ClipRequest
@@ -58,6 +60,8 @@ class RdeStatic:
     """
 
     num_frames: int = 3
+    clip_length: Table | None = None
+    """Frames of a clip by progress, each 1 .. num_frames; None: num_frames throughout."""
     size: tuple[int, int] = (384, 384)
     """Height and width of the output in pixels, which must be equal: the shorter side of the image becomes as long. One
     number means a square."""
@@ -93,6 +97,7 @@ class RdeStatic:
             object.__setattr__(self, name, check_numbers(name, value, LIMITS[name]))
         object.__setattr__(self, "clip_jitter", Jitter(*self.clip_jitter))
         object.__setattr__(self, "frame_jitter", Jitter(*self.frame_jitter))
+        set_clip_length(self, shortest=1)
         if self.size[0] != self.size[1]:
             raise ValueError(f"size must be a square, got {self.size}")
         if self.spline_points > self.size[0]:
@@ -129,24 +134,24 @@ class RdeStatic:
         return None
 
     def plan(self, request: ClipRequest) -> ClipPlan:
-        """The plan of one clip: `num_frames` times the image, each seen through numbers of its own."""
-        frame = int(annotated_frames(request.shard_set, request.video)[0])
+        """The plan of one clip: several times the image, each seen through numbers of its own."""
+        frame, length = int(annotated_frames(request.shard_set, request.video)[0]), length_at(self, request)
         damage, colour = request.stream(StreamName.DAMAGE), request.stream(StreamName.COLOUR)
         colours = draw_colours(
             colour,
-            self.num_frames,
+            length,
             clip_jitter=self.clip_jitter,
             grayscale=self.grayscale,
             frame_jitter=self.frame_jitter,
             mean_grey=luma(self.fill),
         )
         hue = colour.uniform(-self.hue, self.hue)
-        canvas = self._draw_canvas(request)
+        canvas = self._draw_canvas(request, length)
         return ClipPlan(
             number=request.number,
             dataset=request.dataset,
             video=request.video,
-            frames=(frame,) * self.num_frames,
+            frames=(frame,) * length,
             object_ids=(OBJECT_ID,),
             size=self.size,
             matrices=self._matrices(canvas)[:, :2].astype(np.float32),
@@ -156,17 +161,17 @@ class RdeStatic:
             damage_iou=None if self.damage_iou is None else damage.uniform(*self.damage_iou),
             trial=0,
             steps=_record(canvas, colours, hue, place=colour.integer(4)),
-            splines=self._splines(request.stream(StreamName.SPLINE)),
+            splines=self._splines(request.stream(StreamName.SPLINE), length),
         )
 
-    def _draw_canvas(self, request: ClipRequest) -> _Canvas:
+    def _draw_canvas(self, request: ClipRequest, length: int) -> _Canvas:
         videos = request.shard_set.videos
         height, width = int(videos.height[request.video]), int(videos.width[request.video])
         resized = (self.size[0] * height // min(height, width), self.size[0] * width // min(height, width))
         stream = request.stream(StreamName.CROP)
         clip_scale, flip = stream.uniform(*self.clip_scale), stream.happens(self.flip)
-        corners = [[stream.integer(side - self.size[0] + 1) for side in resized] for _ in range(self.num_frames)]
-        numbers = request.stream(StreamName.AFFINE).uniforms(3 * self.num_frames).reshape(3, self.num_frames)
+        corners = [[stream.integer(side - self.size[0] + 1) for side in resized] for _ in range(length)]
+        numbers = request.stream(StreamName.AFFINE).uniforms(3 * length).reshape(3, length)
         low, high = self.frame_scale
         affines = affine_matrices(
             self.rotation * (2 * numbers[0] - 1),
@@ -186,8 +191,8 @@ class RdeStatic:
         matrices: Matrix = scaled @ flipped @ canvas.affines @ crops
         return matrices
 
-    def _splines(self, stream: Stream) -> tuple[NDArray[np.float64] | None, ...]:
-        bent = [stream.happens(self.spline) for _ in range(self.num_frames)]
+    def _splines(self, stream: Stream, length: int) -> tuple[NDArray[np.float64] | None, ...]:
+        bent = [stream.happens(self.spline) for _ in range(length)]
         numbers = (self.spline_points, self.size[0], self.spline_deviation)
         return tuple(draw_points(stream, *numbers) if bends else None for bends in bent)
 

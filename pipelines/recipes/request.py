@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+from pipelines.order.curriculum import Table
 from pipelines.order.streams import Stream, StreamName
 from pipelines.types import AreaRule, ClipPlan, Normalisation
 from shards.reader import ShardSet
@@ -36,11 +37,15 @@ class ClipRequest:
 
 
 class Recipe(Protocol):
-    """Makes plans. All plans of one recipe have the same clip length and output size."""
+    """Makes plans. All plans of one recipe have the same output size, those of one step the same clip length."""
 
     @property
     def num_frames(self) -> int:
-        """Frames per clip."""
+        """Frames per clip, of the longest."""
+
+    @property
+    def clip_length(self) -> Table | None:
+        """Frames per clip by progress; None: num_frames throughout."""
 
     @property
     def num_slots(self) -> int:

@@ -15,6 +15,7 @@ from pipelines.augmentation import Crop, Matrix, crop_matrix, sees_any
 from pipelines.order.curriculum import Table
 from pipelines.order.sampling import annotated_frames
 from pipelines.order.streams import Stream, StreamName
+from pipelines.recipes.clip_length import length_at, set_clip_length
 from pipelines.recipes.limits import Limits, check_choice, check_flags, set_checked, table_of
 from pipelines.recipes.request import ClipRequest
 from pipelines.types import IMAGENET, AreaRule, ClipPlan, Content, LabelRules, Normalisation, StmCycleSteps
@@ -104,9 +105,7 @@ class StmCycle:
         check_choice("slots", self.slots, SLOT_RULES)
         check_choice("normalise", self.normalise, tuple(NORMALISATIONS))
         object.__setattr__(self, "max_gap", table_of("max_gap", self.max_gap, Limits(1, 1)))
-        if self.clip_length is not None:
-            lengths = table_of("clip_length", self.clip_length, Limits(1, 2, self.num_frames, whole=True))
-            object.__setattr__(self, "clip_length", lengths)
+        set_clip_length(self, shortest=2)
 
     @property
     def min_frames(self) -> int:
@@ -178,7 +177,7 @@ class StmCycle:
         top, right, bottom, left = (round(sides[axis] * stream.uniform(0, self.cut)) for axis in (0, 1, 0, 1))
         sheared = stream.uniform(-1, 1) * self.corner_shear[0], stream.uniform(-1, 1) * self.corner_shear[1]
         scale, shear = angles.uniform(*self.scale), angles.uniform(-self.shear, self.shear)
-        length = self._length(request)
+        length = length_at(self, request)
         rotations = (self.rotation * (2 * angles.uniforms(length) - 1)).tolist()
         colour = request.stream(StreamName.COLOUR)
         return StmCycleSteps(
@@ -194,15 +193,11 @@ class StmCycle:
             flip=flip,
         )
 
-    def _length(self, request: ClipRequest) -> int:
-        """Frames of the clips of this step."""
-        return self.num_frames if self.clip_length is None else int(self.clip_length.at(request.step, request.steps))
-
     def _choose_frames(self, request: ClipRequest, trial: int) -> tuple[int, ...]:
         rows = annotated_frames(request.shard_set, request.video)
         reach = min(max(1, int(self.max_gap.at(request.step, request.steps)) // request.gap_step), self.largest_gap)
         stream = request.stream(StreamName.FRAMES, trial=trial)
-        return tuple(rows[choose_positions(stream, len(rows), reach, self._length(request))].tolist())
+        return tuple(rows[choose_positions(stream, len(rows), reach, length_at(self, request))].tolist())
 
     def _order_objects(self, stream: Stream, ids: list[int]) -> tuple[int, ...]:
         if self.slots == "visible":

@@ -15,6 +15,7 @@ from pipelines.assembly import make_assembly
 from pipelines.executors import make_executor
 from pipelines.executors.encoded import decode_jpeg
 from pipelines.order.sampling import MixEntry
+from pipelines.order.turns import Phase
 from pipelines.recipes import ClipRequest, Mtmfi, make_recipe
 from pipelines.recipes.visibility import davis_visibility
 from pipelines.source import ClipSource
@@ -64,7 +65,7 @@ def test_clips_go_round_objects_in_the_published_proportion() -> None:
                       fingerprint="e" * 64)  # fmt: skip
     entries = [MixEntry(davis, "train", repeat=8), MixEntry(youtube, "train", clips_per_pass=12)]
     source = ClipSource(entries, Mtmfi(), seed=1, steps=10, batch_size=28)
-    assert source.mix.weights == (16, 12)
+    assert source.mix.phases == (Phase(0, (16, 12)),)
     lines = source.mix.report()
     assert lines[0] == (
         "fake train: 2 objects x 8 = 16 of 28 clips; left out 1 with no object that is large enough (first: b)"

@@ -217,10 +217,10 @@ def test_the_first_slot_is_always_in_use() -> None:
     assert slots_in_use(torch.tensor([0, 1, 2]), 2).tolist() == [[1, 0], [1, 0], [1, 1]]
 
 
-def test_another_clip_length_is_refused() -> None:
+def test_clips_without_a_compressed_frame_are_refused() -> None:
     batch = make_batch()
-    batch["images"] = batch["images"][:, :3]
-    with pytest.raises(ValueError, match="clips of 5 frames, got 3"):
+    batch["images"] = batch["images"][:, :2]
+    with pytest.raises(ValueError, match="clips of 3 frames or more, got 2; set recipe"):
         RdeObjective(Rde(width=0.0625))(**batch, top_p=1.0)
 
 

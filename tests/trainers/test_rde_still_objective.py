@@ -124,9 +124,9 @@ def test_bootstrapping_follows_the_published_steps_of_stage_0() -> None:
     assert shares == pytest.approx([1.0, 1.0, 1.0, 0.575, 0.15, 0.15])
 
 
-def test_another_clip_length_is_refused() -> None:
-    with pytest.raises(ValueError, match="clips of 3 frames, got 5; set"):
-        RdeStillOptions.require_clips(5, (32, 32))
+def test_clips_and_frames_that_are_too_small_are_refused() -> None:
+    with pytest.raises(ValueError, match="clips of 2 frames or more, got 1; set"):
+        RdeStillOptions.require_clips(1, (32, 32))
     with pytest.raises(ValueError, match="multiples of 16 and at least 16, got 24x32"):
         RdeStillOptions.require_clips(3, (24, 32))
 

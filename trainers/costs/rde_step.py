@@ -19,8 +19,8 @@ from torch import Tensor, nn
 
 from models.layers import use_channels_last
 from models.rde import Rde
-from trainers.costs.published_rde import PublishedStep
-from trainers.objectives.rde import NUM_FRAMES, RdeObjective, RdeObjectiveOptions
+from trainers.costs.published_rde import NUM_FRAMES, PublishedStep
+from trainers.objectives.rde import RdeObjective, RdeObjectiveOptions
 from trainers.running.stages import make_autocast
 
 PUBLISHED, OURS = "published structure", "ours"

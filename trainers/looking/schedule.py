@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipelines.order.curriculum import Table
+from pipelines.order.sampling import Mix
 from pipelines.recipes import RdeVideo, Recipe, StmCycle
 from pipelines.source import ClipSource
 from trainers.config import Config, Stage, as_plain
@@ -21,11 +22,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class MixPart:
-    """One data set of a stage's mix. share: of the clips, 0..1. num_videos: that are sampled, not of the whole set."""
+    """One data set of a stage's mix. num_videos: that are sampled, not of the whole set. clips, share (0..1): of all
+    clips of the stage.
+    """
 
     name: str
     split: str
     num_videos: int
+    clips: int
     share: float
 
 
@@ -33,8 +37,7 @@ class MixPart:
 class StageSchedule:
     """One stage. first_step: updates of the run before it. tables: name -> value as a function of the step.
 
-    mix: None where the data was not opened. clips_per_pass: clips after which every video has come as often as its
-    data set is repeated.
+    mix: None where the data was not opened.
     """
 
     name: str
@@ -42,12 +45,22 @@ class StageSchedule:
     steps: int
     batch_size: int
     tables: Mapping[str, Table]
-    mix: tuple[MixPart, ...] | None = None
-    clips_per_pass: int | None = None
+    mix: Mix | None = None
 
     def passes_after(self, step: int) -> float | None:
         """Passes over the mix ("epochs") that `step` steps of the stage amount to; None without data."""
-        return None if self.clips_per_pass is None else step * self.batch_size / self.clips_per_pass
+        return None if self.mix is None else self.mix.passes(step * self.batch_size)
+
+    def mix_parts(self) -> list[MixPart]:
+        """What the stage's clips are of; nothing without data."""
+        if self.mix is None:
+            return []
+        clips = self.steps * self.batch_size
+        parts = zip(self.mix.entries, self.mix.selections, self.mix.counts(clips), strict=True)
+        return [
+            MixPart(entry.dataset.name, entry.split, len(set(chosen.videos.tolist())), count, count / clips)
+            for entry, chosen, count in parts
+        ]
 
     def switches(self) -> list[int]:
         """Steps of the stage at which any table takes a new value, from 0 on."""
@@ -62,9 +75,8 @@ def make_schedule(config: Config, sources: Sequence[ClipSource] | None) -> list[
     """The stages of a run in order. sources: of `stages.open_sources`, None if the data is not at hand."""
     schedules, first = [], 0
     for position, stage in enumerate(config.stages):
-        facts: dict[str, Any] = {} if sources is None else _facts_of_mix(sources[position])
-        tables = _tables(stage)
-        schedules.append(StageSchedule(stage.name, first, stage.steps, stage.batch_size, tables, **facts))
+        mix = None if sources is None else sources[position].mix
+        schedules.append(StageSchedule(stage.name, first, stage.steps, stage.batch_size, _tables(stage), mix))
         first += stage.steps
     return schedules
 
@@ -87,15 +99,11 @@ def mix_rows(schedules: Sequence[StageSchedule]) -> tuple[list[str], list[list[s
     """Header and rows of a table: the data sets of every stage, how often each of their videos is shown."""
     rows = []
     for schedule in schedules:
-        clips = schedule.steps * schedule.batch_size
-        for part in schedule.mix or ():
-            drawn = clips * part.share
-            times = f"{drawn / part.num_videos:.1f}"
-            rows.append(
-                [schedule.name, f"{part.name} {part.split}", part.num_videos, f"{part.share:.2%}", drawn, times]
-            )
-    header = ["stage", "data", "videos", "of the clips", "clips", "times each video"]
-    return header, [[f"{cell:.0f}" if isinstance(cell, float) else str(cell) for cell in row] for row in rows]
+        for part in schedule.mix_parts():
+            times = f"{part.clips / part.num_videos:.1f}"
+            data = f"{part.name} {part.split}"
+            rows.append([schedule.name, data, str(part.num_videos), f"{part.share:.2%}", str(part.clips), times])
+    return ["stage", "data", "videos", "of the clips", "clips", "times each video"], rows
 
 
 def gap_rule(recipe: Recipe) -> str:
@@ -136,20 +144,12 @@ def config_path(given: Path) -> Path:
     return of_run if of_run.is_file() else given
 
 
-def _facts_of_mix(source: ClipSource) -> dict[str, Any]:
-    mix, total = source.mix, sum(source.mix.weights)
-    parts = zip(mix.entries, mix.selections, mix.weights, strict=True)
-    rows = (
-        MixPart(entry.dataset.name, entry.split, len(set(chosen.videos.tolist())), weight / total)
-        for entry, chosen, weight in parts
-    )
-    return {"mix": tuple(rows), "clips_per_pass": total}
-
-
 def _tables(stage: Stage) -> dict[str, Table]:
     recipe: Any = stage.clip_recipe()
     of_recipe = {field.name: getattr(recipe, field.name) for field in dataclasses.fields(recipe)}
     tables = {name: value for name, value in of_recipe.items() if isinstance(value, Table)}
+    for position, entry in enumerate(stage.data):
+        tables |= {f"data.{position}.{name}": table for name, table in entry.tables().items()}
     return {"learning_rate": stage.learning_rate, **tables}
 
 
@@ -175,13 +175,11 @@ def _plot_table(axes: Axes, name: str, schedules: Sequence[StageSchedule]) -> No
 
 def _plot_passes(axes: Axes, schedules: Sequence[StageSchedule]) -> None:
     for schedule in schedules:
-        end = schedule.passes_after(schedule.steps)
-        if end is not None:
-            axes.plot(
-                [schedule.first_step, schedule.first_step + schedule.steps],
-                [0, end],
-                label=f"{schedule.name}: {end:.1f}",
-            )
+        if schedule.mix is not None:
+            steps = [*(first for first, _ in schedule.mix.phases), schedule.steps]
+            passes = [schedule.mix.passes(step * schedule.batch_size) for step in steps]
+            label = f"{schedule.name}: {passes[-1]:.1f}"
+            axes.plot([schedule.first_step + step for step in steps], passes, label=label)
     axes.set_ylabel("passes")
     axes.legend(fontsize="small", loc="upper left")
 

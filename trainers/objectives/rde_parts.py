@@ -63,10 +63,11 @@ class CommonOptions:
         return hardest_share(step, top_p=self.top_p, start_step=self.top_p_start_step, end_step=self.top_p_end_step)
 
 
-def require_clips(found: tuple[int, tuple[int, int]], *, num_frames: int, smallest_side: int) -> None:
+def require_clips(found: tuple[int, tuple[int, int]], *, least_frames: int, smallest_side: int) -> None:
     """ValueError unless `found`, frames per clip and (height, width), can be trained on."""
-    if found[0] != num_frames:
-        raise ValueError(f"RDE trains on clips of {num_frames} frames, got {found[0]}; set recipe.num_frames")
+    if found[0] < least_frames:
+        problem = f"this objective of RDE trains on clips of {least_frames} frames or more, got {found[0]}"
+        raise ValueError(f"{problem}; set recipe.num_frames and recipe.clip_length")
     height, width = found[1]
     if any(side % 16 or side < smallest_side for side in (height, width)):
         raise ValueError(

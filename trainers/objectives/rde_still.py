@@ -1,5 +1,6 @@
-"""RDE's training step for stage 0: three synthetic frames of a still image, one object, no recurrent memory.
+"""RDE's training step for stage 0: synthetic frames of a still image, one object, no recurrent memory.
 
+Published clips have three frames; longer ones go on in the same way.
 Source: RDE-VOS, Li et al. 2022. docs/rde.md lists what the published code does oddly and which option switches it.
 """
 
@@ -26,7 +27,7 @@ from trainers.objectives.rde_parts import (
     with_iou,
 )
 
-NUM_FRAMES = 3
+LEAST_FRAMES = 2
 SMALLEST_SIDE = 16
 
 
@@ -42,7 +43,7 @@ class RdeStillOptions(CommonOptions):
     @staticmethod
     def require_clips(num_frames: int, size: tuple[int, int]) -> None:
         """Raise ValueError for clips the objective cannot train on. size: height and width in pixels."""
-        require_clips((num_frames, size), num_frames=NUM_FRAMES, smallest_side=SMALLEST_SIDE)
+        require_clips((num_frames, size), least_frames=LEAST_FRAMES, smallest_side=SMALLEST_SIDE)
 
 
 class RdeStillObjective(nn.Module):
@@ -69,28 +70,31 @@ class RdeStillObjective(nn.Module):
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Loss of a batch and its parts.
 
-        images (B, 3, 3, H, W) normalised float, H and W multiples of 16; masks (B, 3, H, W) uint8 slots, 255 = void;
+        images (B, T, 3, H, W) normalised float, H and W multiples of 16; masks (B, T, H, W) uint8 slots, 255 = void;
         num_objects (B,) int64; first_masks (B, K, H, W) float in 0..1, frame 0 with damage; top_p in (0, 1];
         clean_masks (B, K, H, W) float in 0..1: frame 0 without damage, None where `masks` says it.
         Returns the loss, a float32 scalar (the mean over clips), and detached scalars for the log (see `summarise`).
-        Raises ValueError for another clip length or size.
+        Raises ValueError for fewer than two frames and for another size.
         """
-        self.options.require_clips(images.shape[1], (images.shape[3], images.shape[4]))
+        num_frames = images.shape[1]
+        self.options.require_clips(num_frames, (images.shape[3], images.shape[4]))
         in_use = slots_in_use(num_objects, first_masks.shape[1])
         clip = Clip(self.model, images, self.model.encode_key(images), in_use)
         clean = slot_masks(masks[:, 0], first_masks.shape[1]) if clean_masks is None else clean_masks
         value, clean_value = clip.first_values(first_masks, clean)
         memory = clip.with_key(0, value)
-        frame_1 = clip.segment(1, memory)
-        frame_2 = clip.segment(2, memory.followed_by(clip.remember(1, frame_1.probabilities)))
-        losses = frame_losses((frame_1, frame_2), masks, num_objects, top_p)
+        judged = [clip.segment(1, memory)]
+        for frame in range(2, num_frames):
+            memory = memory.followed_by(clip.remember(frame - 1, judged[-1].probabilities))
+            judged.append(clip.segment(frame, memory))
+        losses = frame_losses(tuple(judged), masks, num_objects, top_p)
         value_divergence = divergence(value, clean_value, in_use, self.options)
-        cross_entropy = weighted_sum(losses, frame_weights(NUM_FRAMES, self.options.frame_weighting))
+        cross_entropy = weighted_sum(losses, frame_weights(num_frames, self.options.frame_weighting))
         loss = cross_entropy + weighted_sum([value_divergence], self.options.weights)
         metrics = {f"loss_frame_{frame}": frame_loss for frame, frame_loss in enumerate(losses, start=1)}
         metrics |= {"divergence_value": value_divergence, "cross_entropy": cross_entropy}
         metrics |= {"top_p": loss.new_tensor(top_p)}
-        metrics |= overlaps([frame_1.probabilities, frame_2.probabilities], masks[:, 1:])
+        metrics |= overlaps([seen.probabilities for seen in judged], masks[:, 1:])
         return loss, {name: metric.detach() for name, metric in metrics.items()}
 
     @staticmethod

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
@@ -63,7 +64,7 @@ def _save_and_validate(hooks: Hooks, step: int, is_end_of_stage: bool, ending: E
     """Do what is due after a step; whether anything was, and why the stage ends, if it does.
 
     A run that is asked to stop saves, and validates no more. Asked while it validates it takes no further step, since
-    only from this step's checkpoint can that validation be made up for; at the end of a stage nothing can.
+    only from this step's checkpoint can that validation be made up for.
     """
     validates = hooks.validate_every is not None and (is_end_of_stage or step % hooks.validate_every == 0)
     saves = is_end_of_stage or ending is not Ending.FINISHED or validates or step % hooks.checkpoint_every == 0
@@ -71,9 +72,7 @@ def _save_and_validate(hooks: Hooks, step: int, is_end_of_stage: bool, ending: E
         hooks.on_phase("")
         hooks.save(step)
     if validates and ending is Ending.FINISHED:
-        given_up = hooks.validate(step)
-        if given_up is not None and not is_end_of_stage:
-            ending = given_up
+        ending = hooks.validate(step) or ending
     return saves, ending
 
 
@@ -145,19 +144,20 @@ class RunningMeans:
 
     def __init__(self) -> None:
         self._sums: dict[str, Tensor] = {}
-        self._count = 0
+        self._counts: Counter[str] = Counter()
 
     def add(self, scalars: dict[str, Tensor]) -> None:
-        """Count one step's scalars; every step has the same names."""
-        self._count += 1
+        """Count one step's scalars. Longer clips have more of them; all ranks have the same at every step."""
+        self._counts.update(scalars.keys())
         for name, value in scalars.items():
             self._sums[name] = self._sums[name] + value if name in self._sums else value.clone()
 
     def take(self, ranks: Ranks) -> dict[str, float]:
-        """Means over the steps since the last call and over all ranks."""
+        """Means over the steps since the last call that had the scalar, and over all ranks."""
         sums = sum_over_ranks(torch.stack([value.float() for value in self._sums.values()]), ranks).tolist()
-        means = {name: total / (self._count * ranks.world_size) for name, total in zip(self._sums, sums, strict=True)}
-        self._sums, self._count = {}, 0
+        totals = zip(self._sums, sums, strict=True)
+        means = {name: total / (self._counts[name] * ranks.world_size) for name, total in totals}
+        self._sums, self._counts = {}, Counter()
         return means
 
 
