@@ -22,10 +22,10 @@ from pipelines.pictures import save_png
 from tools.cli import Parser, run
 from trainers.prediction.videos import VideoSource, choose_split, choose_videos, open_videos
 from trainers.scoring.pictures import worst_frames, worst_sheet, write_plots
-from trainers.scoring.protocols import PROTOCOLS, Protocol, evaluate, global_scores, usual_protocol
+from trainers.scoring.protocols import PROTOCOLS, Protocol, evaluate, usual_protocol
 from trainers.scoring.reports import Report, format_report, write_curves, write_report
 from trainers.scoring.types import ObjectScores, ResultFolder, find_results
-from trainers.scoring.youtube import Categories, read_categories, youtube_vos_scores
+from trainers.scoring.youtube import Categories, read_categories
 
 
 def main() -> None:
@@ -44,8 +44,7 @@ def evaluate_results(arguments: list[str]) -> int:
     categories = Categories() if options.categories is None else read_categories(options.categories)
     with tqdm(total=len(videos), unit="video", desc="scored", disable=None) as bar:
         scores = evaluate(source, results, protocol, videos, jobs=options.jobs, on_video=lambda video: bar.update())
-    youtube = protocol.name == "youtube_vos"
-    figures = youtube_vos_scores(source, scores, categories) if youtube else global_scores(scores)
+    figures = protocol.figures(source, scores, categories)
     label = f"{split}-selected" if options.videos else split  # the files of a whole split are not those of a part
     report = Report(protocol, label, source.identity, str(options.results), scores, figures)
     folder = options.output or options.results
@@ -54,7 +53,7 @@ def evaluate_results(arguments: list[str]) -> int:
         *_write_extras(options, folder, label, scores, source=source, results=results),
     ]
     print(f"{protocol.name} {split}: {len(videos)} videos, {len(scores)} objects\nrules: {protocol.rules}")
-    if youtube and options.categories is None:
+    if protocol.name == "youtube_vos" and options.categories is None:
         print("all objects count as seen: G is the mean of their J and F (--categories FILE tells which are unseen)")
     print(f"\n{format_report(report)}\n\nwritten: " + ", ".join(map(str, written)))
     return 0

@@ -8,6 +8,7 @@ import os
 import signal
 from argparse import Namespace
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,9 @@ import torch
 import yaml
 from torch import nn
 
+from models.rde import Rde
+from models.stm import Stm
+from tests.trainers.small_mtmfi import small_network
 from tests.trainers.small_runs import assert_equal_states, build_shards, plain_config, small_config
 from tests.trainers.test_stages_of_two_kinds import build_stills
 from tools.evaluate import evaluate_results
@@ -32,7 +36,9 @@ from trainers.running.distributed import Ranks, Threads
 from trainers.running.loop import Ending, NonFiniteLossError
 from trainers.running.stages import Place
 from trainers.running.training import Start, train
-from trainers.running.validation import BEST_FILE, MEASURE, ValidationAbandonedError, Validator
+from trainers.running.validation import BEST_FILE, ValidationAbandonedError, Validator
+
+MEASURE = "J&F-Mean"
 
 
 @pytest.fixture(scope="module")
@@ -85,27 +91,38 @@ def test_validation_gives_the_figures_of_the_tools(validated: Path, shards: Path
     assert all(repr(records[-1][name]) in text for name in ("J&F-Mean", "J-Mean", "F-Mean")), text
 
 
+NETWORKS: dict[str, Callable[[], nn.Module]] = {
+    "rde": partial(Rde, width=0.0625, initialise=False),
+    "stm": partial(Stm, arch="resnet18", width=0.0625, initialise=False),
+    "mtmfi": small_network,
+}
+
+
 @pytest.mark.parametrize("method", list(METHODS))
 def test_validation_sees_and_follows_as_the_tool_does(
     shards: Path, monkeypatch: pytest.MonkeyPatch, method: str
 ) -> None:
     names = [name for group in METHOD_ARGUMENTS.values() for name in group.names]
     nothing = Namespace(**dict.fromkeys(names), shorter_side=None, mem_every=None, amp=False)
-    protocol, seen = SEGMENTATION_PROTOCOLS["davis2017"], []
+    way = METHOD_ARGUMENTS[method]
+    model = NETWORKS[method]()
+    for protocol in SEGMENTATION_PROTOCOLS.values():
+        follows, sight = METHODS[method].published(model, protocol)
+        assert (follows, sight) == (way.options(nothing, protocol), way.sight(nothing, protocol))
+    seen: list[object] = []
 
-    def note(_segmenter: object, _source: object, _plan: object, _folder: Path, form: OutputForm, **_: object) -> None:
-        seen.append(form.sight)
+    def note(segmenter: object, _source: object, _plan: object, _folder: Path, form: OutputForm, **_: object) -> None:
+        seen.extend((segmenter, form.sight))
         raise ValidationAbandonedError
 
     monkeypatch.setattr("trainers.running.validation.segment_to_folder", note)
-    monkeypatch.setattr(METHODS[method], "segmenter", lambda _model: None)
+    monkeypatch.setattr(METHODS[method], "segmenter", lambda _model, options: options)
     place = Place(Ranks(), torch.device("cpu"), Threads(1, 1))
+    usual = METHODS[method].published(model, SEGMENTATION_PROTOCOLS["davis2017"])
     for sight in (None, SeenAs(box=(48, 64))):
         options = Validation(shards, every=1, split="val", sight=sight)
-        assert Validator(options, method, place).score(nn.Identity(), None, lambda: False, lambda: None) is None
-    assert seen == [METHOD_ARGUMENTS[method].sight(nothing, protocol), SeenAs(box=(48, 64))]
-    follows = METHOD_ARGUMENTS[method].options(nothing, protocol)
-    assert follows == type(follows)()  # which is what a segmenter without options has
+        assert Validator(options, method, model, place).score(model, None, lambda: False, lambda _: None) is None
+    assert seen == [*usual, usual[0], SeenAs(box=(48, 64))]
 
 
 def test_a_network_of_still_images_is_validated_without_its_later_memory(shards: Path, tmp_path: Path) -> None:

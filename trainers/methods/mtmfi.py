@@ -17,6 +17,7 @@ from models.refiner import Variant
 from models.released_mtmfi import read_model
 from models.weight_files import load_strictly, require_finite
 from trainers.choices import STRICT, Count, Number
+from trainers.prediction.plan import SegmentationProtocol
 from trainers.segmenters.mtmfi import MtmfiOptions, MtmfiSegmenter
 from trainers.views import Sight
 
@@ -86,3 +87,7 @@ class MtmfiMethod:
     def sight(self, shorter_side: int | None) -> Sight:
         """See Method: frames as they are, without padding."""
         return Sight(shorter_side=shorter_side, multiple=1, smallest=1)
+
+    def published(self, model: nn.Module, protocol: SegmentationProtocol) -> tuple[MtmfiOptions, Sight]:
+        """See Method. It has the same settings for every benchmark."""
+        return MtmfiOptions(), self.sight(None)

@@ -12,10 +12,12 @@ from pydantic import AfterValidator, Field
 from pydantic.dataclasses import dataclass
 from torch import Tensor, nn
 
+from models.memory import BankMode
 from models.rde import Rde, base_channels
 from models.released_rde import advance, start_from
 from trainers.choices import STRICT, Number
 from trainers.objectives.rde_parts import CommonOptions
+from trainers.prediction.plan import SegmentationProtocol
 from trainers.segmenters.rde import RdeOptions, RdeSegmenter
 from trainers.views import Sight
 
@@ -75,11 +77,21 @@ class RdeMethod:
         return advance(model, generator)
 
     def segmenter(self, model: nn.Module, options: RdeOptions | None = None) -> RdeSegmenter:
-        """See Method. A network of still images has no SAM: by default it remembers the first and the last frame."""
+        """See Method."""
         assert isinstance(model, Rde)
-        usual = RdeOptions() if model.mem_compress is not None else RdeOptions("two-frames")
-        return RdeSegmenter(model, options or usual)
+        return RdeSegmenter(model, options or RdeOptions(mode=_usual_mode(model)))
 
     def sight(self, shorter_side: int | None) -> Sight:
         """See Method: frames as they are, padded to multiples of 16."""
         return Sight(shorter_side=shorter_side)
+
+    def published(self, model: nn.Module, protocol: SegmentationProtocol) -> tuple[RdeOptions, Sight]:
+        """See Method."""
+        assert isinstance(model, Rde)
+        options = RdeOptions(mode=_usual_mode(model), mem_every=protocol.mem_every, top_k=protocol.top_k)
+        return options, self.sight(protocol.shorter_side)
+
+
+def _usual_mode(model: Rde) -> BankMode:
+    """A network of still images has no SAM: it remembers the first and the last frame."""
+    return RdeOptions().mode if model.mem_compress is not None else "two-frames"

@@ -15,6 +15,7 @@ from models.released_stm import start_from
 from models.stm import Arch, Stm, base_channels
 from trainers.choices import STRICT, Number
 from trainers.objectives.stm_cycle import StmCycleOptions
+from trainers.prediction.plan import SegmentationProtocol
 from trainers.segmenters.stm import StmOptions, StmSegmenter
 from trainers.views import Sight
 
@@ -70,3 +71,7 @@ class StmMethod:
         """See Method: frames fill BOX, and nothing is padded: the network takes any size."""
         box = BOX if shorter_side is None else None
         return Sight(shorter_side=shorter_side, box=box, multiple=1, smallest=16, images="bilinear")
+
+    def published(self, model: nn.Module, protocol: SegmentationProtocol) -> tuple[StmOptions, Sight]:
+        """See Method. It has the same settings for every benchmark."""
+        return StmOptions(), self.sight(None)

@@ -9,7 +9,8 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from trainers.segmenters import Segmenter
+from trainers.prediction.plan import SegmentationProtocol
+from trainers.segmenters import Segmenter, SegmenterOptions
 from trainers.views import Sight
 
 
@@ -39,3 +40,9 @@ class Method(Protocol):
 
     def sight(self, shorter_side: int | None) -> Sight:
         """The sizes its published results were made at; shorter_side: pixels, where something else asks for them."""
+
+    def published(self, model: nn.Module, protocol: SegmentationProtocol) -> tuple[SegmenterOptions, Sight]:
+        """How objects are followed, and at what sizes, in its results of a benchmark: as segment.py does by default.
+
+        model: of networks that lack a part as yet, the nearest they can do.
+        """

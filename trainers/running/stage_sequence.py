@@ -19,6 +19,7 @@ from trainers.records.checkpoint_writer import CheckpointWriter, Written
 from trainers.records.checkpoints import Checkpoint
 from trainers.records.journal import FILE_NAME, Journal, Report
 from trainers.records.provenance import read_versions
+from trainers.running.averaging import WeightAverage
 from trainers.running.distributed import gather_objects, sum_over_ranks
 from trainers.running.loop import train_stage
 from trainers.running.replay import keep_clips
@@ -26,10 +27,13 @@ from trainers.running.stage_run import Ending, Hooks, StageRun
 from trainers.running.stages import Place, open_stage
 from trainers.running.starting import fit_to_stage, position_of
 from trainers.running.stopping import StopRequest
-from trainers.running.validation import MEASURE, Best, Validated, Validator
+from trainers.running.validation import Best, Validated, Validator
 from trainers.running.watchdog import Watchdog
 
 logger = logging.getLogger(__name__)
+
+SLOW_START = 3.0
+"""How much longer than others a stage's first step may take: data is first reached, kernels chosen, parts compiled."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,11 +62,12 @@ class Run:
     validator: Validator | None = None
     watchdog: Watchdog | None = None
     versions: dict[str, str] = field(default_factory=read_versions)
+    patience: float = SLOW_START
 
     def on_phase(self, words: str) -> None:
         """See Hooks."""
         if self.watchdog is not None:
-            self.watchdog.begin(words)
+            self.watchdog.begin(words, self.patience)
 
 
 def run_stages(run: Run, sources: Sequence[ClipSource], checkpoint: Checkpoint | None) -> Outcome:
@@ -70,8 +75,10 @@ def run_stages(run: Run, sources: Sequence[ClipSource], checkpoint: Checkpoint |
     config = run.config
     step = 0 if checkpoint is None else checkpoint.step
     first, done = position_of(config, step)
-    ending = Ending.FINISHED
+    ending = Ending.FINISHED if checkpoint is None else _validate_missed(run, checkpoint)
     for position in range(first, len(config.stages)):
+        if ending is not Ending.FINISHED:
+            break
         run.model = fit_to_stage(run.model, config, position, run.place.device)
         # At the border of two stages the checkpoint's optimiser belongs to the one that has ended.
         state = checkpoint if done else None
@@ -79,32 +86,28 @@ def run_stages(run: Run, sources: Sequence[ClipSource], checkpoint: Checkpoint |
             config, position, sources[position], run.model, run.place, done=done, checkpoint=state
         ) as stage:
             hooks = _hooks(run, stage, position)
-            given_up = None
             if step == 0:
                 hooks.save(0)  # finds out now, not at the first checkpoint, that the folder cannot be written
                 _finish_writing(run)
-            elif state is not None:
-                given_up = _validate_again(run, stage, step)
-            ending = given_up or train_stage(stage, hooks, run.stop)
+            run.patience = SLOW_START
+            ending = train_stage(stage, hooks, run.stop)
             step = stage.first_step + stage.loader.next_step
             _finish_writing(run)
             _report_data(run, stage, step)
             if stage.average is not None and ending is Ending.FINISHED:
                 stage.average.settle()
-        if ending is not Ending.FINISHED:
-            break
         done = 0
     total = sum(stage.steps for stage in config.stages)
     return Outcome(ending, step, total, config.folder / f"checkpoint-{step}.pt")
 
 
-def is_kept_for_good(config: Config, best: Best) -> Callable[[int], bool]:
+def is_kept_for_good(config: Config, best: Best | None) -> Callable[[int], bool]:
     """Whether the checkpoint of a step is more than one of the newest: a stage's end, a milestone, the best."""
     ends = {sum(stage.steps for stage in config.stages[: count + 1]) for count in range(len(config.stages))}
 
     def is_kept(step: int) -> bool:
         is_milestone = bool(config.milestone_every and step and step % config.milestone_every == 0)
-        return is_milestone or step in ends or step == best.step
+        return is_milestone or step in ends or (best is not None and step == best.step)
 
     return is_kept
 
@@ -123,6 +126,7 @@ def _hooks(run: Run, stage: StageRun, position: int) -> Hooks:
     def on_step(step: int, loss: float) -> None:
         if run.writer is not None:
             run.writer.check()
+        run.patience = 1.0
         run.on_step(step, loss)
 
     config = run.config
@@ -132,7 +136,7 @@ def _hooks(run: Run, stage: StageRun, position: int) -> Hooks:
         partial(_save, run, stage),
         config.report_every,
         config.checkpoint_every,
-        validate=partial(_validate, run, stage),
+        validate=partial(_validate, run, stage.name, stage.average),
         validate_every=None if config.validation is None else config.validation.every,
         on_phase=run.on_phase,
         keep_failure=partial(_keep_failure, run, stage, position),
@@ -161,43 +165,50 @@ def _finish_writing(run: Run) -> None:
         run.writer.finish()
 
 
-def _validate(run: Run, stage: StageRun, step: int) -> Ending | None:
+def _validate(run: Run, stage: str, average: WeightAverage | None, step: int) -> Ending | None:
     """Score the held set; the first rank notes what came out. Why it was given up, if it was, agreed by all ranks."""
     if run.validator is None:
         return None
-    run.on_phase("validating")
+    if run.config.compile:
+        run.patience = SLOW_START  # each new size of frames is compiled for
     is_stopping = lambda: run.stop.requested or run.stop.interrupted  # noqa: E731
-    found = run.validator.score(run.model, stage.average, is_stopping, partial(run.on_phase, "validating"))
-    run.on_phase("")
+    found = run.validator.score(run.model, average, is_stopping, run.on_phase)
+    run.patience = 1.0
     if found is None:
         interrupted = any(gather_objects(run.stop.interrupted, run.place.ranks))
-        is_end = step == stage.first_step + stage.steps
         if run.journal is not None:
-            later = "at the end of a stage it is left out" if is_end else "it is made up for on resume"
-            logger.info("step %d: validation given up, the run was asked to stop; %s", step, later)
+            logger.info("step %d: validation given up, the run was asked to stop; --resume begins with it", step)
         return Ending.INTERRUPTED if interrupted else Ending.STOPPED
-    _note_figures(run, stage, step, found)
+    _note_figures(run, run.validator.measure, stage, step, found)
     return None
 
 
-def _note_figures(run: Run, stage: StageRun, step: int, found: Validated) -> None:
+def _note_figures(run: Run, measure: str, stage: str, step: int, found: Validated) -> None:
     if run.journal is None or run.best is None:
         return
     best = run.best.offer(step, found.figures)
     record = {"seconds": found.seconds, "videos": found.num_videos, "best": best}
-    run.journal.validation({"kind": "validation", "step": step, "stage": stage.name, **found.figures, **record})
+    run.journal.validation({"kind": "validation", "step": step, "stage": stage, **found.figures, **record})
     words = "the best so far" if best else f"best after step {run.best.step}"
-    text = "step %d: %s %.4f on %d videos in %.0f s, %s"
-    logger.info(text, step, MEASURE, found.figures[MEASURE], found.num_videos, found.seconds, words)
+    videos = f"{found.num_videos} video{'s' if found.num_videos > 1 else ''}"
+    text = "step %d: %s %.4f on %s in %.0f s, %s"
+    logger.info(text, step, measure, found.figures[measure], videos, found.seconds, words)
 
 
-def _validate_again(run: Run, stage: StageRun, step: int) -> Ending | None:
-    """Make up for the validation that a run stopped in, so that it is in the journal whatever happened."""
-    options = run.config.validation
-    if options is None or step % options.every:
-        return None
+def _validate_missed(run: Run, checkpoint: Checkpoint) -> Ending:
+    """Make up for the validation of a checkpoint that a run was stopped or killed in, so that the journal has all."""
+    config, step = run.config, checkpoint.step
+    _, done = position_of(config, step)
+    if config.validation is None or not step or (done and step % config.validation.every):
+        return Ending.FINISHED
     missing = run.journal is not None and not run.journal.holds("validation", step)
-    return _validate(run, stage, step) if any(gather_objects(missing, run.place.ranks)) else None
+    if not any(gather_objects(missing, run.place.ranks)):
+        return Ending.FINISHED
+    run.model.load_state_dict(checkpoint.model)  # the average, where the stage has one
+    ending = _validate(run, config.stages[position_of(config, step - 1)[0]].name, None, step)
+    if done and checkpoint.trained:
+        run.model.load_state_dict(checkpoint.trained)
+    return ending or Ending.FINISHED
 
 
 def _keep_failure(run: Run, stage: StageRun, position: int, batch: Batch, clips: Sequence[int]) -> Path | None:
@@ -210,9 +221,9 @@ def _keep_failure(run: Run, stage: StageRun, position: int, batch: Batch, clips:
 def _report_data(run: Run, stage: StageRun, step: int) -> None:
     """Say what this process's part of the stage read on all ranks, and which clips were not what was planned."""
     seen = stage.loader.statistics
-    counted = [seen.clips, seen.requests, seen.bytes_read, seen.bytes_used, seen.trials, int(seen.misses or 0)]
+    counted = [seen.clips, seen.requests, seen.retries, seen.bytes_read, seen.bytes_used, seen.trials, int(seen.misses or 0)]
     sums = sum_over_ranks(torch.tensor(counted, device=run.place.device), run.place.ranks).tolist()
-    names = ("clips", "requests", "bytes_read", "bytes_used", "choices_passed_over", "clips_without_object")
+    names = ("clips", "requests", "retries", "bytes_read", "bytes_used", "choices_passed_over", "clips_without_object")
     record = dict(zip(names, sums, strict=True))
     of_ranks = gather_objects(seen.substitutes, run.place.ranks)
     replaced = sorted((asdict(each) for rank in of_ranks for each in rank), key=itemgetter("number"))

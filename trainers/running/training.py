@@ -28,7 +28,7 @@ from trainers.running.distributed import (
 )
 from trainers.running.numerics import deterministic_kernels
 from trainers.running.stage_run import Ending
-from trainers.running.stage_sequence import Outcome, Run, is_kept_for_good, note_checkpoint, run_stages
+from trainers.running.stage_sequence import SLOW_START, Outcome, Run, is_kept_for_good, note_checkpoint, run_stages
 from trainers.running.stages import Place, open_sources, require_shares
 from trainers.running.start_report import describe_start
 from trainers.running.starting import find_start, hold_folder, make_model, position_of, require_one_start
@@ -102,13 +102,14 @@ def _train(
         fingerprints = [[entry.dataset.fingerprint for entry in source.mix.entries] for source in sources]
         if found is not None:
             _refuse_another_run(found, config, fingerprints, force=start.force)
+        checkpoint = None if found is None else found[1]
+        model = make_model(config, found)
+        validator = None if config.validation is None else Validator(config.validation, config.model.name, model, place)
         watchdog = stack.enter_context(watch(config.hang_seconds, rank_name(ranks), config.folder))
         if watchdog is not None:
-            watchdog.begin("meeting the other ranks")
+            watchdog.begin("meeting the other ranks", SLOW_START)
         stack.enter_context(process_group(ranks, place.device))
-        checkpoint = None if found is None else found[1]
-        model = make_model(config, found).to(place.device)
-        validator = None if config.validation is None else Validator(config.validation, config.model.name, place)
+        model = model.to(place.device)
         step = 0 if checkpoint is None else checkpoint.step
         require_one_start(config, step, fingerprints, ranks)
         if watchdog is not None:
@@ -153,7 +154,8 @@ def _keep_records(run: Run, stack: ExitStack, step: int) -> Journal:
     if config.plots:
         stack.callback(write_curves, config.folder)
     journal = stack.enter_context(Journal(config.folder, step=step, tensorboard=config.tensorboard))
-    best = Best(config.folder, as_plain(config)["validation"], step=step)
+    validator = run.validator
+    best = None if validator is None else Best(config.folder, validator.measure, validator.standard, step=step)
     writer = CheckpointWriter(
         config.folder,
         keep=config.keep,

@@ -17,18 +17,18 @@ from torch import nn
 from shards.storage import write_bytes
 from trainers.config import Validation
 from trainers.methods import METHODS
-from trainers.prediction.files import OutputForm, segment_to_folder
-from trainers.prediction.plan import SEGMENTATION_PROTOCOLS, VideoPlan, plan_video
-from trainers.prediction.videos import choose_split, choose_videos, open_videos
+from trainers.prediction.files import OutputForm, file_digest, segment_to_folder
+from trainers.prediction.plan import SEGMENTATION_PROTOCOLS, VideoPlan, plan_video, usual_protocol
+from trainers.prediction.videos import VideoSource, choose_split, choose_videos, open_videos
 from trainers.running.averaging import WeightAverage
 from trainers.running.distributed import Ranks, gather_objects
 from trainers.running.stages import Place
-from trainers.scoring.protocols import PROTOCOLS, evaluate, global_scores
+from trainers.scoring.protocols import PROTOCOLS, evaluate
 from trainers.scoring.types import ObjectScores, ResultFolder
+from trainers.scoring.youtube import Categories, read_categories
 
 logger = logging.getLogger(__name__)
 
-MEASURE = "J&F-Mean"
 BEST_FILE = "best.json"
 
 
@@ -46,31 +46,54 @@ class Validated:
 
 
 class Validator:
-    """Scores networks on the set that `options` name. Every rank has one; all must call `score` together."""
+    """Scores networks on the set that `options` name. Every rank has one; all must call `score` together.
 
-    def __init__(self, options: Validation, method: str, place: Place) -> None:
-        """Open the set. Raises DataError or ValueError for videos that cannot be segmented."""
-        self._method, self._place = method, place
-        self._protocol = PROTOCOLS[options.protocol]
-        rules = SEGMENTATION_PROTOCOLS[options.protocol]
-        self._source = open_videos(options.path, list_folders=rules.list_folders)
+    measure: name of the figure by which networks are compared. standard: what figures depend on beside the network, as
+    plain values; those of another standard are not to be compared.
+    """
+
+    def __init__(self, options: Validation, method: str, model: nn.Module, place: Place) -> None:
+        """Open the set. Raises DataError or ValueError for videos that cannot be segmented or scored."""
+        self._method, self._place = METHODS[method], place
+        self._source, name = _open(options)
+        self._protocol, self._rules = PROTOCOLS[name], SEGMENTATION_PROTOCOLS[name]
+        self.measure = self._protocol.measure
+        if options.categories is not None and name != "youtube_vos":
+            raise ValueError(f"{options.path} is scored by {name}, which knows no categories; leave them out")
         split = choose_split(self._source, options.split, self._protocol.splits)
         self._videos = choose_videos(self._source, split, None)[: options.videos]
-        shown = [plan_video(self._source, video, rules, _no_frames) for video in self._videos]
-        self._plans = share_videos(shown, place.ranks)
-        sight = options.sight or METHODS[method].sight(rules.shorter_side)
-        self._form = OutputForm(place.device, sight, rules.png)
+        self._categories = Categories() if options.categories is None else read_categories(options.categories)
+        self._require_truth()
+        follows, sight = self._method.published(model, self._rules)
+        self._form = OutputForm(place.device, options.sight or sight, self._rules.png)
+        plans = [plan_video(self._source, video, self._rules, follows.memorised) for video in self._videos]
+        self._plans = share_videos(plans, place.ranks)
+        self.standard: dict[str, Any] = {
+            "dataset": self._source.identity,
+            "split": split,
+            "videos": len(self._videos),
+            "protocol": name,
+            "categories": None if options.categories is None else file_digest(options.categories),
+            "sight": self._form.sight.settings(),
+        }
+
+    def _require_truth(self) -> None:
+        """Raise DataError for what could not be scored: found now, not after the first thousands of steps."""
+        for video in self._videos:
+            self._protocol.scored(self._source, video)
+            for object_id in self._source.object_facts(video) if self._protocol.name == "youtube_vos" else ():
+                self._categories.is_unseen(self._source, video, object_id)
 
     def score(
         self,
         model: nn.Module,
         average: WeightAverage | None,
         is_stopping: Callable[[], bool],
-        beat: Callable[[], object],
+        on_phase: Callable[[str], object],
     ) -> Validated | None:
         """Figures of all videos, the same on every rank; None if any rank was asked to stop meanwhile.
 
-        average: scores the averaged weights. beat is called with every frame. The network is as before afterwards.
+        average: scores the averaged weights. on_phase: see Hooks. The network is as before afterwards.
         """
         started = time.perf_counter()
         modes = [(module, module.training) for module in model.modules()]
@@ -78,35 +101,51 @@ class Validator:
         with ExitStack() as stack:
             stack.enter_context(weights)
             stack.callback(_restore, modes)
-            mine = self._score_own(model, is_stopping, beat)
+            mine = self._score_own(model, is_stopping, on_phase)
+        on_phase("")  # ranks with longer videos go on; each watches itself
         gathered = gather_objects(mine, self._place.ranks)
         if any(scores is None for scores in gathered):
             return None
         scores = [item for of_rank in gathered for item in of_rank or ()]
         order = {video: number for number, video in enumerate(self._videos)}
         scores.sort(key=lambda item: (order[item.video], item.number))
-        return Validated(global_scores(scores), time.perf_counter() - started, len(self._videos))
+        figures = self._protocol.figures(self._source, scores, self._categories)
+        return Validated(figures, time.perf_counter() - started, len(self._videos))
 
     def _score_own(
-        self, model: nn.Module, is_stopping: Callable[[], bool], beat: Callable[[], object]
+        self, model: nn.Module, is_stopping: Callable[[], bool], on_phase: Callable[[str], object]
     ) -> list[ObjectScores] | None:
         def on_frame() -> None:
-            beat()
+            on_phase(f"validating on {plan.video}")
+            if is_stopping():
+                raise ValidationAbandonedError
+
+        def on_scored(video: str) -> None:
+            on_phase(f"scoring a validation, {video} done")
             if is_stopping():
                 raise ValidationAbandonedError
 
         if not self._plans:
             return []
-        segmenter = METHODS[self._method].segmenter(model)
+        segmenter = self._method.segmenter(model, self._method.published(model, self._rules)[0])
         with tempfile.TemporaryDirectory(prefix="vosforge-validation-") as folder:
             try:
                 for plan in self._plans:
+                    on_frame()
                     segment_to_folder(segmenter, self._source, plan, Path(folder), self._form, on_frame=on_frame)
+                on_phase("scoring a validation")
+                videos = [plan.video for plan in self._plans]
+                return evaluate(self._source, ResultFolder(Path(folder)), self._protocol, videos, on_video=on_scored)
             except ValidationAbandonedError:
                 return None
-            videos = [plan.video for plan in self._plans]
-            results = ResultFolder(Path(folder))
-            return evaluate(self._source, results, self._protocol, videos, on_video=lambda _: beat())
+
+
+def _open(options: Validation) -> tuple[VideoSource, str]:
+    """The set, and the name of its protocol: that of its kind where none is asked for."""
+    splits = PROTOCOLS["youtube_vos"].splits if options.split is None else (options.split,)
+    name = options.protocol or usual_protocol(open_videos(options.path, splits=splits).kind)
+    lists = SEGMENTATION_PROTOCOLS[name].list_folders
+    return open_videos(options.path, splits=splits, list_folders=lists), name
 
 
 def share_videos(plans: Sequence[VideoPlan], ranks: Ranks) -> list[VideoPlan]:
@@ -125,26 +164,34 @@ def _cost(plan: VideoPlan) -> int:
     return len(plan.script.shown) * (1 + plan.script.num_objects)
 
 
-def _no_frames(_num_frames: int, _starts: object) -> frozenset[int]:
-    return frozenset()  # every frame is wanted, so all are shown
-
-
 def _restore(modes: list[tuple[nn.Module, bool]]) -> None:
     for module, training in modes:
         module.training = training
 
 
+def _read(path: Path) -> dict[str, Any]:
+    """What best.json holds; nothing where it is not there or was not written by us."""
+    try:
+        found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return {}
+    except ValueError as error:
+        logger.warning("%s cannot be read (%s): the best validation so far is forgotten", path, error)
+        return {}
+    return found
+
+
 class Best:
     """Which checkpoint of a run has scored best so far, in `best.json`."""
 
-    def __init__(self, folder: Path, asked: Mapping[str, Any] | None, *, step: int) -> None:
+    def __init__(self, folder: Path, measure: str, standard: Mapping[str, Any], *, step: int) -> None:
         """Go on after `step` updates: what was found later will be found again.
 
-        asked: what is validated, as plain values; figures of something else are no standard.
+        measure: name of the figure that decides. standard: see Validator; figures of another one do not count.
         """
-        self._path, self._asked = folder / BEST_FILE, asked
-        found: dict[str, Any] = json.loads(self._path.read_text(encoding="utf-8")) if self._path.exists() else {}
-        self._found = found if found and found["step"] <= step and found["of"] == asked else {}
+        self._path, self._measure, self._standard = folder / BEST_FILE, measure, dict(standard)
+        found = _read(self._path)
+        self._found = found if found and found["step"] <= step and found["of"] == self._standard else {}
 
     @property
     def step(self) -> int | None:
@@ -153,8 +200,9 @@ class Best:
 
     def offer(self, step: int, figures: dict[str, float]) -> bool:
         """Note the figures after a step if they are better than all before; whether they are."""
-        if self._found and figures[MEASURE] <= self._found[MEASURE]:
+        # A run killed before its journal had the figures finds them again: then they are its own.
+        if self._found and self._found["step"] != step and figures[self._measure] <= self._found[self._measure]:
             return False
-        self._found = {"checkpoint": f"checkpoint-{step}.pt", "step": step, **figures, "of": self._asked}
+        self._found = {"checkpoint": f"checkpoint-{step}.pt", "step": step, **figures, "of": self._standard}
         write_bytes(self._path, (json.dumps(self._found, indent=2) + "\n").encode())
         return True

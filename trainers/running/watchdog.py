@@ -31,16 +31,16 @@ class Watchdog:
     def __init__(self, seconds: float, name: str, folder: Path) -> None:
         self._seconds, self._name = seconds, name
         self._path = folder / f"stacks-{name.replace(' ', '-')}.txt"
-        self._phase, self._since = "", time.monotonic()
+        self._phase, self._since, self._allowed = "", time.monotonic(), seconds
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
 
-    def begin(self, phase: str) -> None:
-        """This process begins something, in words; "" may take as long as it likes."""
-        self._phase, self._since = phase, time.monotonic()
+    def begin(self, phase: str, patience: float = 1.0) -> None:
+        """This process begins something, in words; "" may take as long as it likes, others so many times `seconds`."""
+        self._phase, self._since, self._allowed = phase, time.monotonic(), self._seconds * patience
         faulthandler.cancel_dump_traceback_later()
         if phase:
-            faulthandler.dump_traceback_later(self._seconds + GRACE_SECONDS, exit=True, file=_STDERR)
+            faulthandler.dump_traceback_later(self._allowed + GRACE_SECONDS, exit=True, file=_STDERR)
 
     def start(self) -> None:
         """Begin to watch."""
@@ -53,8 +53,8 @@ class Watchdog:
 
     def _watch(self) -> None:
         while not self._ended.wait(min(1.0, self._seconds / 4)):
-            phase, waited = self._phase, time.monotonic() - self._since
-            if phase and waited > self._seconds:
+            phase, allowed, waited = self._phase, self._allowed, time.monotonic() - self._since
+            if phase and waited > allowed:
                 self._give_up(phase, waited)
 
     def _give_up(self, phase: str, waited: float) -> None:

@@ -15,6 +15,28 @@ from trainers.prediction.videos import UNSUPERVISED, VideoSource
 from trainers.scoring import davis as score_davis
 from trainers.scoring import youtube as score_youtube
 from trainers.scoring.types import ObjectScores, ResultFolder, require_files
+from trainers.scoring.youtube import Categories, youtube_vos_scores
+
+
+def global_scores(scores: Sequence[ObjectScores]) -> dict[str, float]:
+    """The figures of DAVIS under their official names: means over objects, not over videos or frames."""
+    region = np.mean([item.region_statistics for item in scores], axis=0)
+    boundary = np.mean([item.boundary_statistics for item in scores], axis=0)
+    columns = {"J&F-Mean": float((region[0] + boundary[0]) / 2)}
+    for measure, values in (("J", region), ("F", boundary)):
+        columns |= {
+            f"{measure}-{name}": float(value) for name, value in zip(("Mean", "Recall", "Decay"), values, strict=True)
+        }
+    return columns
+
+
+Figures = Callable[[VideoSource, Sequence[ObjectScores], Categories], dict[str, float]]
+
+
+def _means_over_objects(
+    _source: VideoSource, scores: Sequence[ObjectScores], _categories: Categories
+) -> dict[str, float]:
+    return global_scores(scores)
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,7 +45,8 @@ class Protocol:
 
     scored: frames of a video whose results must be there. score: scores of a video's objects. rules: its choices, in
     a sentence. list_folders: where below ImageSets of a raw DAVIS folder its split lists may be; annotations: its
-    folder of masks. splits: what is scored if nothing is said, the first that is there.
+    folder of masks. splits: what is scored if nothing is said, the first that is there. figures: what the scores of all
+    objects come to, by name; measure: the name of the one that ranks methods.
     """
 
     name: str
@@ -33,6 +56,8 @@ class Protocol:
     list_folders: tuple[str, ...] = ("2017",)
     annotations: str = "Annotations"
     splits: tuple[str, ...] = ("val",)
+    figures: Figures = _means_over_objects
+    measure: str = "J&F-Mean"
 
 
 PROTOCOLS = {
@@ -66,6 +91,8 @@ PROTOCOLS = {
             rules="frames listed for an object but its first, the last included; mean over the objects of seen and of "
             "unseen categories; G is the mean of the four (the server's code is not public)",
             splits=("valid_gt", "valid", "valid_all_frames"),
+            figures=youtube_vos_scores,
+            measure="G",
         ),
     )
 }
@@ -98,18 +125,6 @@ def evaluate(
         scores += objects
         on_video(video)
     return scores
-
-
-def global_scores(scores: Sequence[ObjectScores]) -> dict[str, float]:
-    """The figures of DAVIS under their official names: means over objects, not over videos or frames."""
-    region = np.mean([item.region_statistics for item in scores], axis=0)
-    boundary = np.mean([item.boundary_statistics for item in scores], axis=0)
-    columns = {"J&F-Mean": float((region[0] + boundary[0]) / 2)}
-    for measure, values in (("J", region), ("F", boundary)):
-        columns |= {
-            f"{measure}-{name}": float(value) for name, value in zip(("Mean", "Recall", "Decay"), values, strict=True)
-        }
-    return columns
 
 
 def _score_all(

@@ -32,18 +32,18 @@ class Categories:
     seen: frozenset[str] | None = None
     of_object: Mapping[str, Mapping[int, str]] = field(default_factory=dict)
 
-    def is_unseen(self, source: VideoSource, item: ObjectScores) -> bool:
+    def is_unseen(self, source: VideoSource, video: str, object_id: int) -> bool:
         """Whether an object's category is unseen. Raises DataError for one without category, or a category of neither.
 
         Without a table of unseen categories all objects are seen.
         """
         if not self.unseen:
             return False
-        facts = source.object_facts(item.video).get(item.number)
-        category = self.of_object.get(item.video, {}).get(item.number, facts.category if facts else None)
+        facts = source.object_facts(video).get(object_id)
+        category = self.of_object.get(video, {}).get(object_id, facts.category if facts else None)
         if category is None or (self.seen is not None and category not in self.seen | self.unseen):
             raise DataError(
-                item.name,
+                f"{video}_{object_id}",
                 expected="a category that is seen or unseen",
                 found="none" if category is None else category,
                 remedy="complete the table of categories",
@@ -100,7 +100,7 @@ def youtube_vos_scores(source: VideoSource, scores: Sequence[ObjectScores], cate
     """G and its parts: J and F of seen and of unseen objects, those there are, and how many objects each has."""
     groups: dict[str, list[ObjectScores]] = {"seen": [], "unseen": []}
     for item in scores:
-        groups["unseen" if categories.is_unseen(source, item) else "seen"].append(item)
+        groups["unseen" if categories.is_unseen(source, item.video, item.number) else "seen"].append(item)
     parts = {}
     for measure in ("J", "F"):
         for name, items in groups.items():
