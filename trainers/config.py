@@ -15,9 +15,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import (
     AfterValidator,
-    BeforeValidator,
     Field,
-    PlainSerializer,
     TypeAdapter,
     ValidationError,
 )
@@ -25,8 +23,8 @@ from pydantic.dataclasses import dataclass
 from pydantic_core import ErrorDetails
 
 from pipelines.order.curriculum import Table
-from pipelines.recipes import RECIPES, Mtmfi, Recipe, make_recipe
-from trainers.choices import STRICT, Count, IsNumber, NotNegative, Number
+from pipelines.recipes import RECIPES, Mtmfi, Recipe, clip_lengths, make_recipe
+from trainers.choices import STRICT, Count, CountOrRows, IsNumber, NotNegative, Number, Rows
 from trainers.config_reading import (
     COMMAND_LINE,
     ConfigError,
@@ -59,21 +57,6 @@ def _folder_name(value: str) -> str:
     return value
 
 
-def _table(value: object) -> Table:
-    if isinstance(value, Table):
-        return value
-    if not isinstance(value, list | tuple):
-        raise ValueError("should be a table of rows [progress, value], for example [[0.0, 2.0e-5]]")
-    return Table(tuple(value))
-
-
-def _plain_table(table: Table) -> list[list[float]]:
-    return [list(row) for row in table.rows]
-
-
-Rows = Annotated[Table, BeforeValidator(_table), PlainSerializer(_plain_table)]
-
-
 @dataclass(frozen=True, config=STRICT)
 class DataEntry:
     """One shard set in a stage's mix."""
@@ -82,12 +65,23 @@ class DataEntry:
     path: DataPath
     # By default train, or all where a set of own videos has no other.
     split: str | None = None
-    # How often each of its videos comes per pass over the mix.
-    repeat: Count = 1
+    # How often each of its videos comes per pass over the mix; or rows [progress, times], 0 for not at all.
+    repeat: CountOrRows = 1
     # Frames between annotated frames, by which a max gap is divided (YouTube-VOS: 5).
     gap_step: Count = 1
-    # How many clips of a pass over the mix are its, whatever it holds; null: `repeat` of each video (or object).
-    clips_per_pass: Count | None = None
+    # How many clips of a pass over the mix are its, whatever it holds; null: `repeat` of each video (or object). Rows
+    # [progress, clips] as for repeat.
+    clips_per_pass: CountOrRows | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse two weights."""
+        if self.clips_per_pass is not None and self.repeat != 1:
+            raise ValueError("repeat does nothing beside clips_per_pass; give one of them")
+
+    def tables(self) -> dict[str, Table]:
+        """Name -> table of its weight, if that changes."""
+        found = {"repeat": self.repeat, "clips_per_pass": self.clips_per_pass}
+        return {name: value for name, value in found.items() if isinstance(value, Table)}
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -127,12 +121,23 @@ class Stage:
         if self.batch_size % self.accumulate:
             problem = f"batch_size {self.batch_size} does not divide into {self.accumulate} parts to accumulate"
             raise ValueError(f"{problem}; give a multiple of accumulate, or another accumulate")
+        self._require_clips_at_every_step()
         recipe = self.clip_recipe()
-        self.objective.require_clips(recipe.num_frames, recipe.size)
+        for length in clip_lengths(recipe):
+            self.objective.require_clips(length, recipe.size)
         if isinstance(self.objective, MtmfiObjectiveOptions) and self.objective.cache and not isinstance(recipe, Mtmfi):
             # Kept target models are named by frame and object: other recipes show a frame otherwise in every clip.
             problem = f"recipe {self.recipe['name']} draws its frames anew for every clip, target models cannot be kept"
             raise ValueError(f"{problem}; set objective.cache: false, or take recipe mtmfi")
+
+    def _require_clips_at_every_step(self) -> None:
+        """Refuse steps for which no data set has a weight."""
+        if all(entry.tables() for entry in self.data):
+            tables = [table for entry in self.data for table in entry.tables().values()]
+            for step in sorted({step for table in tables for step, _ in table.switches(self.steps)}):
+                if not any(table.at(step, self.steps) for table in tables):
+                    problem = f"no data set has clips from step {step} on"
+                    raise ValueError(f"{problem}; give one of them a repeat or clips_per_pass above 0 there")
 
     def clip_recipe(self) -> Recipe:
         """The recipe as an object that makes plans. Raises ValueError for options it does not take."""
