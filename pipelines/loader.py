@@ -20,6 +20,7 @@ from pipelines.device_feed import DeviceFeed, make_feed
 from pipelines.reading.clip_reader import ClipReader, OnCorrupt, ReadClip, ReadPlan, Substitute
 from pipelines.source import ClipSource
 from pipelines.types import Batch, ClipPixels, ClipPlan, Executor
+from shards.storage_requests import stop_waiting_when
 
 READY_BATCHES = 2
 """Finished batches kept on the training device. More would only take its memory: the look-ahead is in encoded clips."""
@@ -36,16 +37,17 @@ class Assemble(Protocol):
 class LoaderStatistics:
     """What went into a number of batches of one rank.
 
-    requests: to the storage; bytes_read: by them, with all that a read plan reads along; bytes_used: of images and
-    masks, each frame of a clip once. trials: frame choices passed over because they showed no object. misses: sum of
-    what assemble counted (0, or a tensor on its device: reading it waits for the device). substitutes: clips that show
-    another video because their own bytes are damaged.
+    requests: to the storage; retries: of requests that were not answered well; bytes_read: with all that a read plan
+    reads along; bytes_used: of images and masks, each frame of a clip once. trials: frame choices passed over because
+    they showed no object. misses: sum of what assemble counted (0, or a tensor on its device: reading it waits for the
+    device). substitutes: clips that show another video because their own bytes are damaged.
     Seconds are wall time of the loading thread, for planning, waiting for reads, the executor and assembly.
     """
 
     batches: int = 0
     clips: int = 0
     requests: int = 0
+    retries: int = 0
     bytes_read: int = 0
     bytes_used: int = 0
     trials: int = 0
@@ -232,7 +234,7 @@ class _Feed:
         self._thread.start()
 
     def close(self) -> None:
-        """Stop after the call in progress and wait for it; whoever still waits for a batch gets a RuntimeError."""
+        """Stop after the call in progress and wait for it, if not for a server. Who still waits gets a RuntimeError."""
         self._stopping.set()
         self._drain()  # room for a batch that waits for it and for an error: all that can still come
         if threading.get_ident() not in self._own_threads:  # a garbage collection may call this from anywhere
@@ -247,6 +249,7 @@ class _Feed:
 
     def _sign_in(self) -> None:
         self._own_threads.add(threading.get_ident())
+        stop_waiting_when(self._stopping)
 
     def _run(self) -> None:
         self._sign_in()
@@ -321,6 +324,7 @@ def _count(reads: list[ReadClip], misses: Any, plan_seconds: float, times: list[
         batches=1,
         clips=len(reads),
         requests=sum(read.count.requests for read in reads),
+        retries=sum(read.count.retries for read in reads),
         bytes_read=sum(read.count.bytes_read for read in reads),
         bytes_used=sum(read.count.bytes_used for read in reads),
         trials=sum(read.clip.plan.trial for read in reads),

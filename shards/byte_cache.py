@@ -141,10 +141,11 @@ class _CachedFile:
         pages = [_whole_pages(one, self._facts.bytes) for one in ranges]
         missing = [whole for whole, data in zip(pages, found, strict=True) if data is None]
         fetched = iter(self._file.read(missing) if missing else [])
-        for place, ((start, num_bytes), (first, _)) in enumerate(zip(ranges, pages, strict=True)):
+        for place, ((start, num_bytes), (first, length)) in enumerate(zip(ranges, pages, strict=True)):
             if found[place] is None:
                 whole = next(fetched)
-                self._keep(first, whole)
+                if len(whole) == length:
+                    self._keep(first, whole)
                 found[place] = whole[start - first : start - first + num_bytes]
         return [data for data in found if data is not None]
 

@@ -16,7 +16,7 @@ from typing import Any
 
 from shards.errors import DataError
 from shards.masks import ALL_CODECS, MaskCodec
-from shards.storage import Location
+from shards.storage import Location, RemotePath
 
 logger = logging.getLogger(__name__)
 
@@ -152,6 +152,8 @@ def _no_set(root: Location) -> DataError:
     sets = sorted(str(path.parent) for path in root.glob(f"*/{MANIFEST}")) if isinstance(root, Path) else []
     if sets:
         remedy = f"give the folder of a set: {', '.join(sets[:4])}{', ...' * (len(sets) > 4)}"
+    elif isinstance(root, RemotePath) and not root.can_list:
+        remedy = "give the URL of the folder that tools/shard.py made"
     elif root.is_file():
         found, remedy = "a file", f"give the folder of the set it belongs to, {root.parent}"
     elif not root.is_dir():

@@ -23,6 +23,7 @@ from shards.manifest import Manifest, read_manifest
 from shards.masks import FrameObjects, MaskCodec
 from shards.shard_files import Range, ShardFile, ShardOpener, open_shard
 from shards.storage import Location, RemotePath, locate
+from shards.storage_requests import count_retry
 from shards.tar import BLOCK, padded
 
 # Well under the usual limit of 1024 open files, with room for two sets in one process.
@@ -216,6 +217,7 @@ class ShardSet:
         extent = self.extent(frame)
         found = self._checked(frame, extent, data)
         if found is None and isinstance(self._shards[extent.shard], RemotePath):
+            count_retry()
             data = self._file(extent.shard).read([(extent.start, extent.num_bytes)], fresh=True)[0]
             found = self._checked(frame, extent, data)
         if found is None:
@@ -241,11 +243,12 @@ class ShardSet:
 
     def _damaged(self, frame: int, found: int, wanted: int) -> DamagedFrameError:
         reason = f"{found} bytes" if found != wanted else "other bytes (CRC-32 differs)"
+        replaced = "; if the set was replaced meanwhile, start anew" if isinstance(self.path, RemotePath) else ""
         return DamagedFrameError(
             f"{self._shards[self._place(frame)[0]].parent}: {self.locate(frame)}",
             expected=f"the {wanted} bytes the index was made from",
             found=reason,
-            remedy=f"run tools/check.py {self.path}",
+            remedy=f"run tools/check.py {self.path}{replaced}",
         )
 
     def _require(self, frame: int) -> int:

@@ -22,6 +22,7 @@ from shards.errors import DataError
 from shards.reader import ShardSet
 from shards.shard_files import Range, ShardFile, drop_from_page_cache, open_shard_for_clips
 from shards.storage import Location, list_folder
+from shards.storage_requests import stop_waiting_when
 
 _GOLDEN = 0.6180339887498949
 """Multiples of it, modulo 1, are spread evenly however many there are."""
@@ -140,8 +141,14 @@ def measure_reads(
         with lock:
             times.append(time.perf_counter() - started)
 
-    with ThreadPoolExecutor(parallel, "storage-probe") as threads:
-        list(threads.map(read, places))
+    ended = threading.Event()
+    with ThreadPoolExecutor(parallel, "storage-probe", stop_waiting_when, (ended,)) as threads:
+        try:
+            list(threads.map(read, places))
+        except BaseException:  # Ctrl-C waits for no server
+            ended.set()
+            threads.shutdown(wait=False, cancel_futures=True)
+            raise
     wall = time.perf_counter() - begun
     known = [
         was_cold and not _overlaps(place, places[:number], size)

@@ -1,7 +1,8 @@
-"""Where files lie: local paths, and URLs through fsspec. The only module that knows fsspec.
+"""Where files lie: local paths, and URLs.
 
 A local file is a `pathlib.Path` and is read with the system's own calls. A URL (`s3://`, `gs://`, `http(s)://`, ...) is
-a `RemotePath`, which answers to the part of Path's methods that this package uses.
+a `RemotePath`, which answers to the part of Path's methods that this package uses; what is asked of stores and web
+servers for it goes through `storage_requests`.
 """
 
 from __future__ import annotations
@@ -12,26 +13,20 @@ import re
 import secrets
 import shutil
 import stat
-import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import cache
 from pathlib import Path, PurePosixPath
-from typing import Any, BinaryIO, cast
+from typing import BinaryIO, cast
 
 from shards.errors import DataError
+from shards.storage_requests import ask, fetch_ranges, file_bytes
+from shards.storage_systems import system_of
 
 _URL = re.compile(r"[a-z][a-z0-9+.-]+://")
 _LOCAL = re.compile(r"(file|local):/{2,}")
 # Large enough for the 5 TB an object of 10,000 parts may have, small enough to hold one a worker in memory.
 _PART_BYTES = 1 << 24
-ATTEMPTS = 3
-"""At reading a range."""
-_FIRST_PAUSE_SECONDS, _SERVER_ERROR = 0.1, 500
-SILENCE_SECONDS = 30.0
-"""After which a server that says nothing is asked anew."""
-_CONNECTIONS = 64
 _SPECIAL = {stat.S_IFIFO: "a FIFO", stat.S_IFSOCK: "a socket", stat.S_IFCHR: "a device", stat.S_IFBLK: "a device"}
 
 
@@ -89,16 +84,19 @@ class RemotePath:
         return self / "/".join(children)
 
     def is_file(self) -> bool:
-        """Whether there is such a file."""
-        return bool(_system(self.url).isfile(self.url))
+        """Whether there is such a file. Raises OSError if the server is down or refuses to tell."""
+        try:
+            return file_bytes(self.url) >= 0
+        except FileNotFoundError:
+            return False
 
     def is_dir(self) -> bool:
         """Whether anything lies below it: object stores have no empty folders."""
-        return bool(_system(self.url).isdir(self.url))
+        return ask(self.url, lambda system: bool(system.isdir(self.url)))
 
     def exists(self) -> bool:
         """Whether it is a file or a folder."""
-        return bool(_system(self.url).exists(self.url))
+        return self.is_file() or self.is_dir()
 
     def mkdir(self, *, parents: bool = False, exist_ok: bool = False) -> None:
         """Nothing: object stores make folders with their files."""
@@ -113,7 +111,7 @@ class RemotePath:
 
     def read_bytes(self) -> bytes:
         """The whole file. Raises FileNotFoundError."""
-        return cast(bytes, _system(self.url).cat_file(self.url))
+        return ask(self.url, lambda system: cast(bytes, system.cat_file(self.url)))
 
     def read_text(self, encoding: str) -> str:
         """The whole file as text."""
@@ -123,12 +121,12 @@ class RemotePath:
         """A seekable file that reads ahead."""
         if mode != "rb":
             raise ValueError(f"{self}: written only through replacing()")
-        return cast(BinaryIO, _system(self.url).open(self.url, "rb"))
+        return ask(self.url, lambda system: cast(BinaryIO, system.open(self.url, "rb")))
 
     def unlink(self, missing_ok: bool = False) -> None:
         """Remove the file."""
         try:
-            _system(self.url).rm_file(self.url)
+            ask(self.url, lambda system: system.rm_file(self.url))
         except FileNotFoundError:
             if not missing_ok:
                 raise
@@ -181,9 +179,12 @@ def list_folder(folder: Location) -> list[FolderEntry]:
 
 def file_size(path: Location) -> int | None:
     """Bytes of a file, None if there is none."""
-    if not path.is_file():
+    if isinstance(path, Path):
+        return path.stat().st_size if path.is_file() else None
+    try:
+        return file_bytes(path.url)
+    except FileNotFoundError:
         return None
-    return int(_system(path.url).size(path.url)) if isinstance(path, RemotePath) else path.stat().st_size
 
 
 def read_range(path: RemotePath, start: int, num_bytes: int) -> bytes:
@@ -191,52 +192,9 @@ def read_range(path: RemotePath, start: int, num_bytes: int) -> bytes:
     return read_ranges(path, [(start, num_bytes)])[0]
 
 
-def read_ranges(path: RemotePath, ranges: list[tuple[int, int]]) -> list[bytes]:
-    """Several (start, number of bytes) of one file, fetched at the same time, over connections that stay open.
-
-    What may pass by itself (a lost connection, a server that is busy) is tried ATTEMPTS times. Raises OSError then, and
-    DataError for a server that does not know ranges.
-    """
-    starts = [start for start, _ in ranges]
-    ends = [start + num_bytes for start, num_bytes in ranges]
-    for attempt in range(1, ATTEMPTS + 1):
-        try:
-            found = _system(path.url).cat_ranges([path.url] * len(ranges), starts, ends, on_error="raise")
-            break
-        except Exception as error:
-            if attempt == ATTEMPTS or not _may_pass(error):
-                raise _as_os_error(error, path) from error
-            time.sleep(_FIRST_PAUSE_SECONDS * 4 ** (attempt - 1))
-    for (_, num_bytes), data in zip(ranges, found, strict=True):
-        if len(data) > num_bytes:
-            raise DataError(
-                path,
-                expected=f"{num_bytes} bytes of it, as asked for",
-                found=f"{len(data)} bytes",
-                remedy="serve it by a server that answers range requests, such as nginx (python -m http.server cannot)",
-            )
-    return cast(list[bytes], found)
-
-
-def _may_pass(error: Exception) -> bool:
-    if isinstance(error, FileNotFoundError | PermissionError):
-        return False
-    status = getattr(error, "status", None)  # of an answer, in aiohttp
-    return status >= _SERVER_ERROR if isinstance(status, int) else isinstance(error, OSError) or _is_of_client(error)
-
-
-def _is_of_client(error: Exception) -> bool:
-    return type(error).__module__.partition(".")[0] in ("aiohttp", "botocore")
-
-
-def _as_os_error(error: Exception, path: RemotePath) -> Exception:
-    """The error as tools expect them: those of web clients are no OSError."""
-    if isinstance(error, OSError) and str(error):
-        error.add_note(f"while reading {path}")
-        return error
-    if isinstance(error, OSError) or _is_of_client(error):
-        return ConnectionError(f"{path}: cannot be read: {error or type(error).__name__}")
-    return error
+def read_ranges(path: RemotePath, ranges: Sequence[tuple[int, int]]) -> list[bytes]:
+    """Several (start, number of bytes) of one file; see `storage_requests.fetch_ranges`."""
+    return fetch_ranges(path.url, ranges)
 
 
 @contextmanager
@@ -270,10 +228,19 @@ def write_bytes(path: Location, data: bytes) -> None:
         file.write(data)
 
 
-def copy_file(source: Location, target: Location) -> None:
-    """Copy a file so that the copy is there whole or not at all."""
-    with source.open("rb") as file, replacing(target) as copy:
-        shutil.copyfileobj(file, copy, _PART_BYTES)
+def copy_remote_file(source: RemotePath, target: Path) -> None:
+    """Copy a file so that the copy is there whole or not at all, by ranges: a lost connection costs one of them.
+
+    Raises DataError if the file changes its size meanwhile.
+    """
+    size = file_bytes(source.url)
+    with replacing(target) as copy:
+        for start in range(0, size, _PART_BYTES):
+            copy.write(read_range(source, start, min(_PART_BYTES, size - start)))
+        if copy.tell() != size:
+            found = f"{copy.tell()} bytes"
+            remedy = "it is being replaced, or was cut short: try again when it is whole"
+            raise DataError(source, expected=f"the {size} bytes it had", found=found, remedy=remedy)
 
 
 def remove_unfinished(folder: Location) -> None:
@@ -288,7 +255,7 @@ def remove_tree(folder: Location) -> None:
     if isinstance(folder, Path):
         shutil.rmtree(folder, ignore_errors=True)
     elif folder.is_dir():
-        _system(folder.url).rm(folder.url, recursive=True)
+        ask(folder.url, lambda system: system.rm(folder.url, recursive=True))
 
 
 def cache_folder() -> Path:
@@ -299,7 +266,7 @@ def cache_folder() -> Path:
 
 
 def _uploading(path: RemotePath) -> Iterator[BinaryIO]:
-    system = _system(path.url)
+    system = system_of(path.url)
     file = system.open(path.url, "wb", autocommit=False, block_size=_PART_BYTES)
     try:
         yield cast(BinaryIO, file)
@@ -331,7 +298,7 @@ def _local_entry(entry: os.DirEntry[str]) -> FolderEntry:
 
 def _listed(folder: RemotePath) -> list[FolderEntry]:
     try:
-        found = _system(folder.url).ls(folder.url, detail=True)
+        found = ask(folder.url, lambda system: system.ls(folder.url, detail=True))
     except (FileNotFoundError, NotADirectoryError):
         return []
     entries = [
@@ -345,39 +312,3 @@ def _listed(folder: RemotePath) -> list[FolderEntry]:
     ]
     # Some stores list the folder itself, as an object of no bytes.
     return sorted((entry for entry in entries if entry.name != folder.name), key=lambda entry: entry.name)
-
-
-def _system(url: str) -> Any:
-    return _system_of(url.partition("://")[0], os.getpid())
-
-
-@cache
-def _system_of(protocol: str, process: int) -> Any:
-    """File system of a protocol; of this process alone, because its connections do not survive a fork."""
-    try:
-        import fsspec  # noqa: PLC0415  slow, and not needed for local sets
-
-        return fsspec.filesystem(protocol, skip_instance_cache=True, **_options(protocol))
-    except (ImportError, ValueError) as error:
-        raise DataError(
-            f"{protocol}://", expected="a protocol that is installed", found=str(error), remedy=_INSTALL
-        ) from None
-
-
-def _options(protocol: str) -> dict[str, Any]:
-    """What a file system is made with: as many connections as reading has threads, and an end to silence."""
-    if protocol == "memory":
-        return {}
-    options: dict[str, Any] = {"use_listings_cache": False}  # listings must be true: other machines write there, too
-    if protocol in ("http", "https"):
-        import aiohttp  # noqa: PLC0415  comes with the protocol
-
-        timeout = aiohttp.ClientTimeout(total=None, sock_connect=SILENCE_SECONDS, sock_read=SILENCE_SECONDS)
-        options["client_kwargs"] = {"timeout": timeout}
-    if protocol in ("s3", "s3a"):
-        limits = {"connect_timeout": SILENCE_SECONDS, "read_timeout": SILENCE_SECONDS}
-        options["config_kwargs"] = {"max_pool_connections": _CONNECTIONS, **limits}
-    return options
-
-
-_INSTALL = "pip install 'vosforge[s3]' for s3://, gcsfs for gs://, aiohttp for http(s)://"

@@ -12,15 +12,30 @@ import time
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from urllib.error import URLError
+
+
+@dataclass(frozen=True)
+class Answer:
+    """A whole answer of a server."""
+
+    status: int
+    headers: dict[str, str] = field(default_factory=dict)
+    body: bytes = b""
+
+
+TORN, SHORT, DRIP = "torn", "short", "drip"
 
 
 class RangeServer(http.server.ThreadingHTTPServer):
     """Serves a folder with ranges and connections that stay open.
 
-    connections: so far. asked: requests for ranges so far. failures: statuses to answer the next of these with, 0 to
-    hang up, -1 to say nothing for a second. ranges: False to answer with the whole file, as Python's own server does.
+    connections: so far. asked: requests for ranges of tars so far. failures: how to answer the next ranges: with a
+    status or an Answer; 0: hang up; TORN: hang up in the middle of the answer; SHORT: half of it, as if that were all;
+    DRIP: a byte now and then; negative: say nothing for so many seconds. ranges: False to answer with the whole file,
+    as Python's own server does. moved: URL path -> where the server sends whoever asks for it.
     """
 
     daemon_threads = True
@@ -28,7 +43,8 @@ class RangeServer(http.server.ThreadingHTTPServer):
     def __init__(self, root: Path) -> None:
         self.root = root
         self.connections, self.asked = 0, 0
-        self.failures: list[int] = []
+        self.failures: list[float | str | Answer] = []
+        self.moved: dict[str, str] = {}
         self.ranges = True
         super().__init__(("127.0.0.1", 0), _Handler)
 
@@ -61,24 +77,40 @@ class _Handler(http.server.BaseHTTPRequestHandler):
     def _answer(self, *, with_body: bool) -> None:
         path = self.server.root / self.path.lstrip("/")
         wanted = self.headers.get("Range") if self.server.ranges else None
-        self.server.asked += wanted is not None
-        if wanted and self.server.failures:
-            status = self.server.failures.pop(0)
-            if status <= 0:
-                time.sleep(-status)
-                self.close_connection = True
-                return
-            self._send(status, b"", {})
+        self.server.asked += wanted is not None and path.suffix == ".tar"
+        failure = self.server.failures.pop(0) if wanted and self.server.failures else None
+        if isinstance(failure, int | float) and failure <= 0:
+            time.sleep(-failure)
+            self.close_connection = True
+        elif failure is not None and not isinstance(failure, str):
+            answer = failure if isinstance(failure, Answer) else Answer(int(failure))
+            self._send(answer.status, answer.body, answer.headers)
+        elif self.path in self.server.moved:
+            self._send(302, b"", {"Location": self.server.moved[self.path]})
         elif not path.is_file():
             self._send(404, b"", {})
         else:
-            data, headers = path.read_bytes(), {"Accept-Ranges": "bytes"} if self.server.ranges else {}
-            if wanted:
-                first, _, last = wanted.removeprefix("bytes=").partition("-")
-                part = data[int(first) : int(last or len(data)) + 1]
-                headers["Content-Range"] = f"bytes {first}-{int(first) + len(part) - 1}/{len(data)}"
-                data = part
-            self._send(206 if wanted else 200, data, headers, with_body=with_body)
+            self._send_file(path.read_bytes(), wanted, str(failure), with_body=with_body)
+
+    def _send_file(self, data: bytes, wanted: str | None, failure: str, *, with_body: bool) -> None:
+        headers, total = {"Accept-Ranges": "bytes"} if self.server.ranges else {}, len(data)
+        if wanted:
+            first, _, last = wanted.removeprefix("bytes=").partition("-")
+            if int(first) >= total:
+                self._send(416, b"", {"Content-Range": f"bytes */{total}"})
+                return
+            data = data[int(first) : int(last or total) + 1]
+            data = data[: len(data) // 2] if failure == SHORT else data
+            headers["Content-Range"] = f"bytes {first}-{int(first) + len(data) - 1}/{total}"
+        self._send(206 if wanted else 200, data, headers, with_body=with_body and failure not in (TORN, DRIP))
+        if failure == TORN:
+            self.wfile.write(data[: len(data) // 2])
+            self.close_connection = True
+        if failure == DRIP:
+            for place in range(len(data)):
+                self.wfile.write(data[place : place + 1])
+                self.wfile.flush()
+                time.sleep(0.05)
 
     def _send(self, status: int, data: bytes, headers: dict[str, str], *, with_body: bool = True) -> None:
         self.send_response(status)
@@ -96,7 +128,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
 def range_server(root: Path) -> Iterator[RangeServer]:
     """Our own server, in threads of this process."""
     with RangeServer(root) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
+        threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
         try:
             yield server
         finally:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import islice
 from typing import Literal, get_args
@@ -13,6 +13,7 @@ from pipelines.source import ClipSource
 from pipelines.types import ClipPlan, EncodedClip
 from shards.reader import DamagedFrameError, EncodedFrame, Extent, ShardSet
 from shards.shard_files import Range
+from shards.storage_requests import retries_so_far
 
 PlanName = Literal["frame", "span", "resident"]
 OnCorrupt = Literal["stop", "substitute"]
@@ -55,11 +56,15 @@ class ReadPlan:
 
 @dataclass(frozen=True, slots=True)
 class ReadCount:
-    """requests: to the storage. bytes_read: by them. bytes_used: of images and masks in the clips."""
+    """requests: to the storage. bytes_read: by them. bytes_used: of images and masks in the clips.
+
+    retries: requests that had to be made again, for a lost connection, a busy server or a damaged answer.
+    """
 
     requests: int = 0
     bytes_read: int = 0
     bytes_used: int = 0
+    retries: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,12 +102,14 @@ class ClipReader:
         Damaged bytes raise DamagedFrameError, or with on_corrupt = substitute make it a clip of another video
         (`ClipSource.substitutes`): the same one in every process, since it follows from the clip's number and the data.
         """
+        retries = retries_so_far()
         try:
-            return self._read(plan)
+            read = self._read(plan)
         except DamagedFrameError as error:
             if self.on_corrupt == "stop":
                 raise
-            return self._read_substitute(plan, error)
+            read = self._read_substitute(plan, error)
+        return replace(read, count=replace(read.count, retries=retries_so_far() - retries))
 
     def _read_substitute(self, plan: ClipPlan, damage: DamagedFrameError) -> ReadClip:
         for other in islice(self.source.substitutes(plan.number), MAX_SUBSTITUTES):

@@ -14,8 +14,9 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from shards.index.copies import copied_index
 from shards.index.files import CHECKSUMS, INDEX_FOLDER, IndexFile, SummedFile, read_checksums, write_checksums
-from shards.storage import Location, cache_folder, copy_file, replacing
+from shards.storage import Location, replacing
 
 SCHEMAS = {
     "videos": pa.schema(
@@ -63,22 +64,6 @@ INDEX_FILES = (*(f"{table}.arrow" for table in SCHEMAS), CHECKSUMS)
 Batches = dict[str, pa.RecordBatch]
 
 
-def local_index(root: Location, fingerprint: str) -> Path:
-    """Folder with the tables of a set as local files, which can be mapped into memory.
-
-    Those of a remote set are copied once to `storage.cache_folder()`, under its fingerprint.
-    """
-    if isinstance(root, Path):
-        return root / INDEX_FOLDER
-    folder = cache_folder() / INDEX_FOLDER / fingerprint
-    for name in INDEX_FILES:
-        copy = folder / name
-        if not copy.is_file():
-            folder.mkdir(parents=True, exist_ok=True)
-            copy_file(root / INDEX_FOLDER / name, copy)
-    return folder
-
-
 def make_batch(table: str, columns: dict[str, list[Any]]) -> pa.RecordBatch:
     """Record batch of a table from columns of Python values."""
     schema = SCHEMAS[table]
@@ -114,7 +99,7 @@ class IndexTables:
     """The tables of a finished set, one record batch a shard, mapped into memory."""
 
     def __init__(self, root: Location, fingerprint: str) -> None:
-        folder = local_index(root, fingerprint)
+        folder = root / INDEX_FOLDER if isinstance(root, Path) else copied_index(root, fingerprint, INDEX_FILES)
         pieces = read_checksums(folder)
         self._files = {table: IndexFile(folder, table, SCHEMAS[table], pieces.get(table, [])) for table in SCHEMAS}
 

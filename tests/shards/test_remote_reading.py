@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from shards import byte_cache, storage
+from shards import byte_cache
 from shards.building.build import build, silent
 from shards.building.plan import BuildRequest, make_plan
 from shards.byte_cache import PAGE, ByteCache, open_cache
@@ -82,35 +82,6 @@ def test_frames_over_nginx_are_those_of_the_disk_and_connections_stay_open(local
         ranges = [line.split() for line in log.read_text().splitlines() if line.split()[1] == "206"]
     assert len(ranges) >= 3 * len(frames)
     assert len({connection for connection, _, _ in ranges}) <= 8
-
-
-def test_a_server_that_knows_no_ranges_is_told_from_damage(server):
-    with ShardSet.open(f"{server.url}/davis2017") as shard_set:
-        server.ranges = False
-        with pytest.raises(DataError, match=r"bytes of it, as asked for, found \d+ bytes; serve it by .* nginx"):
-            shard_set.read(0)
-
-
-@pytest.mark.parametrize("failures", [[503], [0], [503, 0], [-1]])
-def test_what_may_pass_is_tried_again(server, frames, failures, monkeypatch):
-    monkeypatch.setattr(storage, "_FIRST_PAUSE_SECONDS", 0.001)
-    monkeypatch.setattr(storage, "SILENCE_SECONDS", 0.3)
-    storage._system_of.cache_clear()
-    with ShardSet.open(f"{server.url}/davis2017") as shard_set:
-        server.failures[:] = failures
-        assert shard_set.read(3) == frames[3]
-    assert server.failures == []
-    storage._system_of.cache_clear()
-
-
-@pytest.mark.parametrize(("failures", "tries"), [([503] * 9, 3), ([403] * 9, 1)])
-def test_what_does_not_pass_ends_in_one_error_that_names_the_url(server, failures, tries, monkeypatch):
-    monkeypatch.setattr(storage, "_FIRST_PAUSE_SECONDS", 0.001)
-    with ShardSet.open(f"{server.url}/davis2017") as shard_set:
-        server.failures[:] = failures
-        with pytest.raises(OSError, match=rf"davis2017-000000\.tar: cannot be read: {failures[0]}"):
-            shard_set.read(0)
-    assert len(server.failures) == len(failures) - tries
 
 
 def test_a_damaged_copy_of_the_index_is_to_be_removed_and_is_made_again(server, frames, tmp_path):

@@ -20,6 +20,7 @@ from shards.errors import DataError
 from shards.reader import ShardSet
 from shards.sets.compose import merge_sets, write_subset
 from shards.storage import RemotePath, list_folder, locate, replacing
+from shards.storage_systems import forget_systems
 from tests.shards.small_tree import build_set, files_of
 
 moto_server = pytest.importorskip("moto.server")
@@ -36,10 +37,10 @@ def bucket() -> Iterator[RemotePath]:
         patch.setenv("AWS_ACCESS_KEY_ID", "testing")
         patch.setenv("AWS_SECRET_ACCESS_KEY", "testing")
         patch.setenv("AWS_DEFAULT_REGION", "us-east-1")
-        storage._system_of.cache_clear()
+        forget_systems()
         boto3.client("s3").create_bucket(Bucket="video")
         yield RemotePath("s3://video")
-        storage._system_of.cache_clear()
+        forget_systems()
     server.stop()
 
 

@@ -109,6 +109,7 @@ def test_a_run_from_a_url_replaces_what_is_damaged_names_it_in_the_journal_or_st
         tar.write_bytes(whole)
     record = next(record for record in read_journal(tmp_path / "run") if record["kind"] == "data")
     assert record["clips"] == 4 and record["bytes_read"] >= record["bytes_used"] > 0 and record["requests"] > 0
+    assert record["retries"] >= len(record["substitutes"])  # a damaged answer is asked for once more
     assert record["substitutes"] and len(record["substitutes"]) <= 4
     for substitute in record["substitutes"]:
         assert "video one" in substitute["found"] and "video two" in substitute["shown"]
