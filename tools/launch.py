@@ -7,12 +7,15 @@ signal or --max-time), to be started again with --resume; otherwise that of the 
 from __future__ import annotations
 
 if __name__ == "__main__":
+    import os
     import signal
     import sys
     from pathlib import Path
 
     sys.path[0] = str(Path(__file__).resolve().parent.parent)  # replaced: tools/ must not shadow installed modules
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C during the imports below ends quietly; torchrun takes it over
+    for number in (signal.SIGTERM, signal.SIGUSR1):
+        signal.signal(number, lambda *_: os._exit(75))  # nothing has begun: STOPPED_STATUS
 
 import io
 import logging
@@ -24,6 +27,8 @@ import time
 from argparse import Namespace
 from contextlib import redirect_stderr
 from pathlib import Path
+from types import FrameType
+from typing import NoReturn
 
 from torch.distributed.elastic.multiprocessing.api import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
@@ -53,6 +58,8 @@ def launch_tool(arguments: list[str]) -> int:
     options.signals_to_handle = options.signals_to_handle or SIGNALS
     if options.shutdown_timeout is None:
         options.shutdown_timeout = SECONDS_TO_SAVE
+    for name in signal.Signals.__members__.keys() & options.signals_to_handle.split(","):
+        signal.signal(signal.Signals[name], _stop)  # torchrun takes them over when the launchers have met
     logging.disable(logging.ERROR)  # what torchrun says of failures and signals follows below, in a line
     os.environ[FRESH_STORE_VARIABLE] = "1"
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # torchrun's choice, without its warning; the config says threads
@@ -69,8 +76,13 @@ def launch_tool(arguments: list[str]) -> int:
             print(f"launch.py: the launchers cannot meet at {options.rdzv_endpoint} ({error})", file=sys.stderr)
             return BAD_DATA
         except SignalException as error:
-            return INTERRUPTED_STATUS if error.sigval == signal.SIGINT else STOPPED_STATUS
+            stopped = INTERRUPTED_STATUS if error.sigval == signal.SIGINT else STOPPED_STATUS
+            return int(ending.read_text()) if ending.exists() else stopped
         return int(ending.read_text()) if ending.exists() else 0
+
+
+def _stop(number: int, _frame: FrameType | None) -> NoReturn:
+    raise SignalException(f"got signal {number}", sigval=signal.Signals(number))
 
 
 def _describe(failure: ProcessFailure) -> str:

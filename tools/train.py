@@ -17,19 +17,23 @@ if __name__ == "__main__":
         for number in (signal.SIGTERM, signal.SIGUSR1):
             signal.signal(number, lambda *_: os._exit(75))  # nothing has begun: STOPPED_STATUS; train() takes them over
 
+import atexit
 import logging
 import math
 import os
+import signal
 import time
 from argparse import ArgumentTypeError, Namespace
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
-from tools.cli import Parser, run
+from tools.cli import BAD_DATA, BAD_USAGE, Parser, run
 from trainers.config import Config, ConfigError, load_config
-from trainers.running.distributed import Ranks, choose_device, end_with_launcher, read_ranks
+from trainers.running.distributed import LostRankError, Ranks, choose_device, end_with_launcher, read_ranks
 from trainers.running.loop import Ending
 from trainers.running.replay import replay
 from trainers.running.stopping import ENDING_VARIABLE, INTERRUPTED_STATUS, STARTED_VARIABLE, STOPPED_STATUS
@@ -53,13 +57,38 @@ def train_tool(arguments: list[str]) -> int:
         return _replay(options)
     if "RANK" in os.environ:
         end_with_launcher()
-    start = Start(options.resume or _is_restart(), options.force, time_left(options.max_time))
-    if read_ranks(os.environ).is_first:
-        outcome = _train_with_bar(load_config(options.config, options.overrides), start)
-        print(_last_words(outcome))
-    else:
-        outcome = _train_quietly(options, start)
-    return _status(outcome)
+    with _failures_in_the_status_file():
+        start = Start(options.resume or _is_restart(), options.force, time_left(options.max_time))
+        if read_ranks(os.environ).is_first:
+            outcome = _train_with_bar(load_config(options.config, options.overrides), start)
+            print(_last_words(outcome))
+        else:
+            outcome = _train_quietly(options, start)
+        return _status(outcome)
+
+
+@contextmanager
+def _failures_in_the_status_file() -> Iterator[None]:
+    """Tell tools/launch.py of a failure by its file, as a launcher that was told to stop asks no process how it ended.
+
+    One that has lost another leaves that to the other. Wrong usage stops the launcher: no restart would make it right.
+    """
+    if ENDING_VARIABLE not in os.environ:
+        yield
+        return
+    ending = Path(os.environ[ENDING_VARIABLE])
+    if read_ranks(os.environ).local_rank == 0:
+        ending.unlink(missing_ok=True)  # of an attempt before this one
+    try:
+        yield
+    except LostRankError:
+        raise
+    except Exception as error:
+        status = getattr(error, "exit_status", BAD_DATA)
+        ending.write_text(str(status))
+        if status == BAD_USAGE:
+            atexit.register(os.kill, os.getppid(), signal.SIGTERM)  # when run() has said what is wrong
+        raise
 
 
 def _parse(arguments: list[str]) -> Namespace:
