@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import Annotated, Literal
+from collections.abc import Iterable, Mapping
+from typing import Annotated, Any, Literal
 
 import torch
 from pydantic import Field
@@ -49,6 +49,28 @@ def make_optimizer(
         weight_decay=weight_decay,
         amsgrad=options.amsgrad,
     )
+
+
+def restore_moments(optimizer: torch.optim.Optimizer, saved: Mapping[str, Any]) -> bool:
+    """Go on with the moments of another optimiser's state; rates, decays and other options stay as they are.
+
+    Returns False, and leaves the optimiser as it was, for moments of another kind or of other parameters.
+    """
+    own = optimizer.state_dict()["param_groups"]
+    if [len(group["params"]) for group in saved["param_groups"]] != [len(group["params"]) for group in own]:
+        return False
+    needed = _names_of_moments(optimizer)
+    if any(needed - moments.keys() for moments in saved["state"].values()):
+        return False
+    optimizer.load_state_dict({"state": saved["state"], "param_groups": own})
+    return True
+
+
+def _names_of_moments(optimizer: torch.optim.Optimizer) -> set[str]:
+    if isinstance(optimizer, torch.optim.SGD):
+        return {"momentum_buffer"} if optimizer.defaults["momentum"] else set()
+    second = {"max_exp_avg_sq"} if optimizer.defaults["amsgrad"] else set()
+    return {"step", "exp_avg", "exp_avg_sq"} | second
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, value: float) -> None:

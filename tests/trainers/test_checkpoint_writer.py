@@ -14,7 +14,13 @@ from shards.errors import DataError
 from tests.trainers.test_checkpoints import SMALL
 from trainers.config import ConfigError
 from trainers.records.checkpoint_writer import CheckpointWriter, Written, copied
-from trainers.records.checkpoints import list_checkpoints, read_checkpoint, refuse_another_run, save_checkpoint
+from trainers.records.checkpoints import (
+    list_checkpoints,
+    read_checkpoint,
+    refuse_another_run,
+    save_checkpoint,
+    warn_of_other_versions,
+)
 
 
 def make_writer(folder: Path, written: list[Written], **changes: Any) -> CheckpointWriter:
@@ -99,3 +105,16 @@ def test_parts_to_accumulate_and_validation_may_change(tmp_path: Path) -> None:
     stage = SMALL.config["stages"][0] | {"accumulate": 2}
     config = SMALL.config | {"stages": [stage], "validation": {"every": 3}}
     refuse_another_run(tmp_path, SMALL, config, SMALL.fingerprints)
+
+
+def test_a_run_that_another_version_goes_on_with_says_so(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    old = {"commit": "a" * 40, "torch": "2", "numpy": "2.4", "nvidia-dali-cuda110": "1.34"}
+    path = tmp_path / "checkpoint-10.pt"
+    warn_of_other_versions(path, replace(SMALL, versions=old), old)
+    assert not caplog.text
+    new = {"commit": "b" * 40 + "+changes", "torch": "3", "numpy": "2.4"}
+    warn_of_other_versions(path, replace(SMALL, versions=old), new)
+    assert (
+        "checkpoint-10.pt was written by another version: commit was aaaaaaaaaaaa and is bbbbbbbbbbbb+changes, "
+        "nvidia-dali-cuda110 was 1.34 and is none, torch was 2 and is 3" in caplog.text
+    )

@@ -91,3 +91,26 @@ def test_times_leave_out_the_first_steps_and_what_lies_between_steps() -> None:
 @pytest.mark.parametrize(("seconds", "text"), [(0, "0:00"), (281, "4:41"), (3599.6, "1:00:00"), (3881, "1:04:41")])
 def test_a_time_to_go_reads_like_a_clock(seconds: float, text: str) -> None:
     assert as_clock(seconds) == text
+
+
+def test_damaged_lines_are_left_out_with_a_word_and_no_run_fails_for_them(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    lines = [b'{"kind": "start", "step": 0}', b"\0" * 40, b'["no record"]', b'{"kind": "report", "step": 7}', b"\xff"]
+    (tmp_path / FILE_NAME).write_bytes(b"\n".join(lines) + b"\n")
+    assert [record["step"] for record in read_journal(tmp_path)] == [0, 7]
+    assert f"{tmp_path / FILE_NAME}: 3 of 5 lines are damaged and left out" in caplog.text
+
+
+def test_a_full_disk_is_named_with_the_file(tmp_path: Path) -> None:
+    full = Path("/dev/full")
+    if not full.exists():
+        pytest.skip("no /dev/full on this system")
+    with (
+        pytest.raises(OSError, match=r"journal\.jsonl cannot be written \(.*No space left.*\); make room"),
+        Journal(tmp_path, step=0, tensorboard=False) as journal,
+        full.open("wb", buffering=0) as file,
+    ):
+        journal._file.close()
+        journal._file = file
+        journal.write({"kind": "report", "step": 1})

@@ -107,8 +107,10 @@ def test_validation_sees_and_follows_as_the_tool_does(
     way = METHOD_ARGUMENTS[method]
     model = NETWORKS[method]()
     for protocol in SEGMENTATION_PROTOCOLS.values():
-        follows, sight = METHODS[method].published(model, protocol)
-        assert (follows, sight) == (way.options(nothing, protocol), way.sight(nothing, protocol))
+        assert METHODS[method].published(model, protocol) == (
+            way.options(nothing, protocol),
+            way.sight(nothing, protocol),
+        )
     seen: list[object] = []
 
     def note(segmenter: object, _source: object, _plan: object, _folder: Path, form: OutputForm, **_: object) -> None:

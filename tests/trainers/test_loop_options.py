@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch import nn
+from torch.amp.grad_scaler import GradScaler
 
 from tests.trainers.test_loop import Heard, OneWeight, make_run
-from trainers.optimizers import OptimizerOptions, make_optimizer
+from trainers.optimizers import OptimizerOptions, make_optimizer, restore_moments
 from trainers.running.averaging import WeightAverage
 from trainers.running.batches import split_batch
-from trainers.running.loop import Ending, train_stage
+from trainers.running.loop import SMALLEST_SCALE, Ending, NonFiniteLossError, train_stage
 from trainers.running.stopping import StopRequest
 
 
@@ -88,6 +91,51 @@ def test_each_optimiser_is_torchs_with_the_options_named() -> None:
     assert (type(descent), descent.param_groups[0]["momentum"]) == (torch.optim.SGD, 0.9)
     with pytest.raises(ValueError, match="sgd has no second moments"):
         OptimizerOptions("sgd", amsgrad=True)
+
+
+def test_moments_go_on_and_options_are_the_configs() -> None:
+    weight = nn.Parameter(torch.ones(3))
+
+    def make(decay: float = 0.0, *, count: int = 1, **options: Any) -> torch.optim.Optimizer:
+        weights = [weight, *(nn.Parameter(torch.ones(1)) for _ in range(count - 1))]
+        return make_optimizer(weights, OptimizerOptions(**options), weight_decay=decay)
+
+    first = make()
+    weight.grad = torch.ones(3)
+    first.step()
+    saved = first.state_dict()
+    second = make(0.5, betas=(0.8, 0.9))
+    assert restore_moments(second, saved)
+    assert torch.equal(second.state[weight]["exp_avg"], first.state[weight]["exp_avg"])
+    assert (second.param_groups[0]["weight_decay"], second.param_groups[0]["betas"]) == (0.5, (0.8, 0.9))
+    for other in (make(name="sgd"), make(amsgrad=True), make(count=2)):
+        assert not restore_moments(other, saved)
+        assert not other.state
+    assert restore_moments(make(name="sgd", betas=(0.0, 0.9)), saved)  # which has no moments
+
+
+def test_fp16_that_leaves_out_every_step_ends_the_run() -> None:
+    objective, heard = OneWeight(root=True), Heard()
+    run = dataclasses.replace(
+        make_run(objective, range(5)), scaler=GradScaler("cpu", enabled=True, init_scale=SMALLEST_SCALE * 6)
+    )
+    with pytest.raises(NonFiniteLossError, match=r"step 14: fp16 leaves out its updates, .* scaled by 4e-05"):
+        train_stage(run, heard.hooks(), StopRequest())
+    assert [report.metrics["loss_scale"] for report in heard.reports] == pytest.approx([1.5e-4, 3.75e-5])
+    assert objective.weight.item() == 0.0
+
+
+def test_clips_of_a_failed_step_are_named_even_if_they_cannot_be_kept(caplog: pytest.LogCaptureFixture) -> None:
+    def full_disk(*_: object) -> Path:
+        raise OSError("No space left on device")
+
+    objective = OneWeight()
+    with torch.no_grad():
+        objective.weight.fill_(torch.inf)
+    hooks = dataclasses.replace(Heard().hooks(), keep_failure=full_disk)
+    with pytest.raises(NonFiniteLossError, match=r"\n  clip 0\n  clip 1$"):
+        train_stage(make_run(objective, range(5)), hooks, StopRequest())
+    assert "clips of the failed step cannot be kept: No space left on device" in caplog.text
 
 
 def test_a_validation_follows_a_checkpoint_and_comes_at_the_end_of_a_stage_too() -> None:

@@ -36,10 +36,10 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return build_shards(tmp_path_factory.mktemp("shards"))
 
 
-def validated_run(shards: Path, output: Path, *, steps: int = 1, **validation: Any) -> dict[str, Any]:
-    """A run of one stage; `validation` is its section."""
+def validated_run(shards: Path, output: Path, **validation: Any) -> dict[str, Any]:
+    """A run of one step; `validation` is its section."""
     values = plain_config(shards, output, validation={"every": 100, **validation})
-    values["stages"][0]["steps"] = steps
+    values["stages"][0]["steps"] = 1
     return values
 
 
@@ -80,10 +80,11 @@ def test_ones_own_videos_are_validated_by_the_mean_of_j_and_f(shards: Path, tmp_
     folders = (raw / "JPEGImages" / "480p", raw / "Annotations" / "480p")
     request = BuildRequest("folder", folders, tmp_path / "mine")
     build(request, make_plan(request), lambda _progress: None)
-    train(make_config(validated_run(shards, tmp_path / "run", path=str(request.root)), source="test"))
+    mine = Path(str(request.root))
+    train(make_config(validated_run(shards, tmp_path / "run", path=str(mine)), source="test"))
     (found,) = validations(tmp_path / "run")
     checkpoint = tmp_path / "run" / "checkpoint-1.pt"
-    expected = figures_of_the_tools(checkpoint, request.root, tmp_path / "out")
+    expected = figures_of_the_tools(checkpoint, mine, tmp_path / "out")
     assert found["J&F-Mean"] == (found["J-Mean"] + found["F-Mean"]) / 2
     assert {name: found[name] for name in expected} == expected
 

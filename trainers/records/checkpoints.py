@@ -199,6 +199,21 @@ def refuse_another_run(
         raise ConfigError(path, f"is a checkpoint of another run: {', '.join(changes)}", remedy=remedy)
 
 
+def warn_of_other_versions(path: Path, checkpoint: Checkpoint, versions: Mapping[str, str]) -> None:
+    """Log how this program, its libraries included, differs from the one that wrote the checkpoint at `path`."""
+    names = sorted(checkpoint.versions.keys() | versions.keys())
+    pairs = {name: (checkpoint.versions.get(name, "none"), versions.get(name, "none")) for name in names}
+    changes = [f"{name} was {_short(old)} and is {_short(new)}" for name, (old, new) in pairs.items() if old != new]
+    if changes:
+        logger.warning("%s was written by another version: %s", path.name, ", ".join(changes))
+
+
+def _short(version: str) -> str:
+    """A commit by its first 12 digits."""
+    digits, plus, changes = version.partition("+")
+    return digits[:12] + plus + changes
+
+
 def _leaves(value: object, key: str = "") -> Iterator[tuple[str, object]]:
     if isinstance(value, Mapping | list) and value:
         items = value.items() if isinstance(value, Mapping) else enumerate(value)

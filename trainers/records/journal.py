@@ -84,7 +84,7 @@ class Journal:
         folder.mkdir(parents=True, exist_ok=True)
         self._path = folder / FILE_NAME
         _drop_later_records(self._path, step)
-        self._file = self._path.open("a", encoding="utf-8")
+        self._file = self._path.open("ab", buffering=0)  # nothing waits for a close that a full disk would fail
         self._turn = threading.Lock()
         self._board = _open_board(folder / "tensorboard", step) if tensorboard else None
 
@@ -103,9 +103,14 @@ class Journal:
 
         Of threads that write at once each writes whole lines.
         """
-        with self._turn:
-            self._file.write(json.dumps(record) + "\n")
-            self._file.flush()
+        line = (json.dumps(record) + "\n").encode()
+        try:
+            with self._turn:
+                written = self._file.write(line)
+        except OSError as error:
+            raise OSError(f"{self._path} cannot be written ({error}); make room and go on with --resume") from error
+        if written < len(line):
+            raise OSError(f"{self._path} cannot be written to its end; make room and go on with --resume")
 
     def report(self, report: Report) -> None:
         """Console line, JSON line and TensorBoard scalars."""
@@ -131,12 +136,23 @@ class Journal:
 
 
 def read_journal(folder: Path) -> list[dict[str, Any]]:
-    """All records of a run, oldest first; a last line cut short by a crash is left out."""
+    """All records of a run, oldest first; a last line cut short by a crash is left out, damaged ones with a warning."""
     path = folder / FILE_NAME
     if not path.exists():
         return []
-    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
-    return [json.loads(line) for line in lines if line.endswith("\n")]
+    lines = path.read_bytes().split(b"\n")[:-1]
+    records = [record for line in lines if (record := _read_record(line)) is not None]
+    if len(records) < len(lines):
+        logger.warning("%s: %d of %d lines are damaged and left out", path, len(lines) - len(records), len(lines))
+    return records
+
+
+def _read_record(line: bytes) -> dict[str, Any] | None:
+    try:
+        record = json.loads(line)
+    except ValueError:
+        return None
+    return record if isinstance(record, dict) and {"kind", "step"} <= record.keys() else None
 
 
 def _drop_later_records(path: Path, step: int) -> None:

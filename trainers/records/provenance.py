@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
+import os
 import platform
 import subprocess
 import sys
@@ -28,10 +29,18 @@ def read_versions() -> dict[str, str]:
 
 def read_commit() -> str:
     """Commit of this checkout, with "+changes" if files differ from it; "unknown" outside git."""
-    commit = _git("rev-parse", "HEAD")
-    if not commit:
+    top = _git("rev-parse", "--show-toplevel").strip()
+    if (
+        not top or Path(os.fsdecode(top)).resolve() != REPOSITORY
+    ):  # a copy inside somebody else's checkout is not of its commit
         return "unknown"
+    commit = _git("rev-parse", "HEAD").decode().strip() or "unknown"
     return commit + ("+changes" if _git("status", "--porcelain", "--untracked-files=no") else "")
+
+
+def read_changes() -> bytes:
+    """How the files of this checkout differ from its commit, as a patch; b"" where they do not, or nothing is known."""
+    return _git("diff", "--no-ext-diff", "--binary", "HEAD") if read_commit().endswith("+changes") else b""
 
 
 def package_folders() -> dict[str, str]:
@@ -39,11 +48,16 @@ def package_folders() -> dict[str, str]:
     return {name: str(Path(sys.modules[name].__file__ or "").parent) for name in PACKAGES if name in sys.modules}
 
 
-def _git(*arguments: str) -> str:
+def _git(*arguments: str) -> bytes:
     try:
         result = subprocess.run(
-            ["git", *arguments], cwd=REPOSITORY, capture_output=True, text=True, check=False, timeout=10
+            # A checkout of another user, as images of containers have it, is read all the same.
+            ["git", "-c", f"safe.directory={REPOSITORY}", *arguments],
+            cwd=REPOSITORY,
+            capture_output=True,
+            check=False,
+            timeout=10,
         )
     except (OSError, subprocess.TimeoutExpired):
-        return ""
-    return result.stdout.strip() if result.returncode == 0 else ""
+        return b""
+    return result.stdout if result.returncode == 0 else b""

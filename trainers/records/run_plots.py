@@ -13,12 +13,14 @@ from trainers.records.journal import read_journal
 logger = logging.getLogger(__name__)
 
 CURVES_FILE = "curves.png"
+SEEN_AND_UNSEEN = tuple(f"{measure}-{group}" for measure in "JF" for group in ("seen", "unseen"))
 PANELS = (
     ("loss", ("loss",), "report"),
     ("learning rate", ("learning_rate",), "report"),
     ("norm of gradients", ("gradient_norm",), "report"),
+    ("loss scale (fp16)", ("loss_scale",), "report"),
     ("ms per step", ("step_ms", "data_ms"), "report"),
-    ("validation", ("J&F-Mean", "J-Mean", "F-Mean"), "validation"),
+    ("validation", ("J&F-Mean", "J-Mean", "F-Mean", "G", *SEEN_AND_UNSEEN), "validation"),
 )
 """Title, names of values and kind of record of each row."""
 

@@ -12,6 +12,7 @@ import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import TypeVar
 
 import torch
@@ -28,6 +29,9 @@ _PR_SET_PDEATHSIG = 1
 FRESH_STORE_VARIABLE = "TORCH_DISABLE_SHARE_RDZV_TCP_STORE"
 """Environment variable: set to 1, torchrun gives each attempt a store of its own. Otherwise restarted processes find
 the addresses of those that died in it (torch 2.13) and wait for them."""
+
+PATIENT = timedelta(days=1)
+"""How long a rank waits for others; torch's 10 and 30 minutes are less than the validation of a long video may take."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,8 +99,11 @@ def choose_device(name: str, ranks: Ranks) -> torch.device:
 
 
 @contextmanager
-def process_group(ranks: Ranks, device: torch.device) -> Iterator[None]:
-    """Join the other ranks for the length of the block: nccl on GPUs, gloo on CPUs, nothing for a single process."""
+def process_group(ranks: Ranks, device: torch.device, *, watched: bool = False) -> Iterator[None]:
+    """Join the other ranks for the length of the block: nccl on GPUs, gloo on CPUs, nothing for a single process.
+
+    watched: somebody else ends ranks that hang, so that one may wait for another's long validation.
+    """
     if ranks.world_size == 1:
         yield
         return
@@ -104,9 +111,9 @@ def process_group(ranks: Ranks, device: torch.device) -> Iterator[None]:
         logger.warning("restarts need %s=1 where torchrun was started; tools/launch.py sets it", FRESH_STORE_VARIABLE)
     if device.type == "cuda":
         torch.cuda.set_device(device)
-        dist.init_process_group("nccl", device_id=device)
+        dist.init_process_group("nccl", device_id=device, timeout=PATIENT if watched else None)
     else:
-        dist.init_process_group("gloo")
+        dist.init_process_group("gloo", timeout=PATIENT if watched else None)
     try:
         yield
     finally:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -11,6 +12,8 @@ from pipelines.types import Batch
 from trainers.running.batches import arguments_of, inputs_of, part_of
 from trainers.running.distributed import gather_objects
 from trainers.running.stage_run import StageRun
+
+logger = logging.getLogger(__name__)
 
 
 class NonFiniteLossError(ValueError):
@@ -31,7 +34,10 @@ def explain_failure(
     found = [name for names in gathered for name in names]
     kept = None
     if at_fault or not found:
-        kept = keep(batch, at_fault or range(len(batch.plans)))
+        try:
+            kept = keep(batch, at_fault or range(len(batch.plans)))
+        except OSError as error:  # of a full disk, say; which clips it were must be said all the same
+            logger.warning("clips of the failed step cannot be kept: %s", error)
     files = [path for path in gather_objects(kept, run.ranks) if path is not None]
     clips = "\n  ".join(found) if found else "no clip alone: the gradients overflowed"
     replay = "".join(f"\n  kept for tools/train.py --replay: {path}" for path in files)

@@ -23,6 +23,9 @@ from trainers.running.stopping import StopRequest
 
 __all__ = ["Ending", "Hooks", "NonFiniteLossError", "Objective", "StageRun", "train_stage"]
 
+SMALLEST_SCALE = 1e-4
+"""Of fp16's scaler, which begins at 65536 and halves with every step it leaves out."""
+
 
 def train_stage(run: StageRun, hooks: Hooks, stop: StopRequest) -> Ending:
     """Take the stage's remaining steps: those the loader still holds. Returns why it ended.
@@ -50,6 +53,7 @@ def train_stage(run: StageRun, hooks: Hooks, stop: StopRequest) -> Ending:
         hooks.on_step(run.first_step + stage_step, signals.loss)
         if last or stage_step % hooks.report_every == 0:
             hooks.on_report(make_report(run, stage_step, means, timer))
+            require_scale(run, run.first_step + stage_step)
         was_due, ending = _save_and_validate(hooks, run.first_step + stage_step, stage_step == run.steps, ending)
         if was_due:
             timer.begin()
@@ -113,6 +117,16 @@ def update(run: StageRun) -> None:
         run.average.update()
 
 
+def require_scale(run: StageRun, step: int) -> None:
+    """Raise NonFiniteLossError if the scaler has left out so many steps that it is about to leave out all others."""
+    scale = run.scaler.get_scale() if run.scaler.is_enabled() else 1.0
+    if scale < SMALLEST_SCALE:
+        raise NonFiniteLossError(
+            f"step {step}: fp16 leaves out its updates, gradients are not finite even when scaled by {scale:.1g}; "
+            "use precision bf16 or fp32, or a lower learning rate, from a checkpoint before that"
+        )
+
+
 @dataclass(frozen=True, slots=True)
 class Signals:
     """What all ranks agree on before an update: the loss of the global batch, whether to go on, whether it is sound."""
@@ -164,6 +178,8 @@ class RunningMeans:
 def make_report(run: StageRun, stage_step: int, means: RunningMeans, timer: StepTimer) -> Report:
     """What there is to say after `stage_step` steps of the stage. All ranks must call it together."""
     metrics = run.objective.summarise(means.take(run.ranks))
+    if run.scaler.is_enabled():
+        metrics["loss_scale"] = run.scaler.get_scale()
     gathered = gather_objects((timer.take(), rank_name(run.ranks)), run.ranks)
     of_ranks = [(times, name) for times, name in gathered if times is not None]
     slowest = max(of_ranks, key=lambda pair: pair[0].own_ms, default=(None, ""))[1]

@@ -221,7 +221,15 @@ def _keep_failure(run: Run, stage: StageRun, position: int, batch: Batch, clips:
 def _report_data(run: Run, stage: StageRun, step: int) -> None:
     """Say what this process's part of the stage read on all ranks, and which clips were not what was planned."""
     seen = stage.loader.statistics
-    counted = [seen.clips, seen.requests, seen.retries, seen.bytes_read, seen.bytes_used, seen.trials, int(seen.misses or 0)]
+    counted = [
+        seen.clips,
+        seen.requests,
+        seen.retries,
+        seen.bytes_read,
+        seen.bytes_used,
+        seen.trials,
+        int(seen.misses or 0),
+    ]
     sums = sum_over_ranks(torch.tensor(counted, device=run.place.device), run.place.ranks).tolist()
     names = ("clips", "requests", "retries", "bytes_read", "bytes_used", "choices_passed_over", "clips_without_object")
     record = dict(zip(names, sums, strict=True))

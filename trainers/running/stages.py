@@ -23,7 +23,7 @@ from shards.shard_files import ShardOpener
 from shards.sources.own_videos import SPLIT as OWN_VIDEOS
 from trainers.config import Config, ConfigError, DataEntry, Precision, Stage
 from trainers.objectives import OBJECTIVES, UsesSource
-from trainers.optimizers import make_optimizer
+from trainers.optimizers import make_optimizer, restore_moments
 from trainers.records.checkpoints import Checkpoint
 from trainers.running.averaging import WeightAverage
 from trainers.running.distributed import Ranks, Threads, wrap
@@ -121,7 +121,8 @@ def open_stage(
     average = None if stage.ema is None else WeightAverage(model, stage.ema)
     scaler = GradScaler(place.device.type, enabled=precision == "fp16")
     if checkpoint is not None:
-        optimizer.load_state_dict(checkpoint.optimizer)
+        if not restore_moments(optimizer, checkpoint.optimizer):  # by --force alone
+            logger.warning("stage %s: the checkpoint's optimiser was another one; moments begin at zero", stage.name)
         if checkpoint.scaler and scaler.is_enabled():
             scaler.load_state_dict(checkpoint.scaler)
         if average is not None and checkpoint.trained:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import os
 import sys
@@ -18,7 +19,7 @@ from shards.storage import write_bytes
 from trainers.config import Config, Stage, as_plain
 from trainers.methods.rde import RdeNetwork
 from trainers.records.journal import read_journal
-from trainers.records.provenance import package_folders
+from trainers.records.provenance import package_folders, read_changes
 from trainers.running.distributed import rank_name
 from trainers.running.memory_needs import StepNeeds, warn_of_memory
 from trainers.running.stages import Place, executor_name, precision_on
@@ -50,6 +51,7 @@ def describe_start(
 ) -> dict[str, Any]:
     """Log what a run is, write its config.yaml and environment.yaml; returns all of it as a record of the journal."""
     num_parameters = sum(parameter.numel() for parameter in model.parameters())
+    changes = read_changes()
     stages = [_describe_stage(*pair, place) for pair in zip(config.stages, sources, strict=True)]
     record = {
         "kind": "start",
@@ -57,6 +59,7 @@ def describe_start(
         "command": sys.argv,
         "environment": {name: os.environ[name] for name in CLUSTER_VARIABLES if name in os.environ},
         "versions": dict(versions),
+        "changes": _changes_file(changes),
         "imported_from": package_folders(),
         "world_size": place.ranks.world_size,
         "first_rank": rank_name(place.ranks),
@@ -70,6 +73,8 @@ def describe_start(
         "config": as_plain(config),
     }
     _write(config, "config.yaml", as_plain(config))
+    if changes:
+        write_bytes(config.folder / _changes_file(changes), changes)
     _write(
         config, "environment.yaml", {name: value for name, value in record.items() if name not in ("kind", "config")}
     )
@@ -79,6 +84,11 @@ def describe_start(
     if step:
         _warn_of_executor(config, executor_name(config, place.device))
     return record
+
+
+def _changes_file(changes: bytes) -> str:
+    """Named by its contents, so that a run's earlier starts keep theirs; "" for no changes."""
+    return f"changes-{hashlib.sha256(changes).hexdigest()[:8]}.patch" if changes else ""
 
 
 def _write(config: Config, name: str, values: Mapping[str, Any]) -> None:

@@ -15,7 +15,13 @@ import torch
 
 from trainers.config import Config, ConfigError, as_plain, make_config
 from trainers.records.checkpoint_writer import CheckpointWriter
-from trainers.records.checkpoints import Checkpoint, list_checkpoints, refuse_another_run, step_of
+from trainers.records.checkpoints import (
+    Checkpoint,
+    list_checkpoints,
+    refuse_another_run,
+    step_of,
+    warn_of_other_versions,
+)
 from trainers.records.journal import Journal
 from trainers.records.run_plots import write_curves
 from trainers.running.distributed import (
@@ -108,7 +114,7 @@ def _train(
         watchdog = stack.enter_context(watch(config.hang_seconds, rank_name(ranks), config.folder))
         if watchdog is not None:
             watchdog.begin("meeting the other ranks", SLOW_START)
-        stack.enter_context(process_group(ranks, place.device))
+        stack.enter_context(process_group(ranks, place.device, watched=watchdog is not None))
         model = model.to(place.device)
         step = 0 if checkpoint is None else checkpoint.step
         require_one_start(config, step, fingerprints, ranks)
@@ -117,6 +123,8 @@ def _train(
         if stop is None:  # no sooner: meeting the other ranks is a wait in native code, where no handler gets a turn
             stop = stack.enter_context(catch_stop_signals(deadline=deadline))
         run = Run(config, place, model, fingerprints, on_step, stop, validator=validator, watchdog=watchdog)
+        if found is not None:
+            warn_of_other_versions(*found, run.versions)
         if ranks.is_first:
             journal = _keep_records(run, stack, step)
             journal.write(describe_start(config, place, sources, model, step=step, versions=run.versions))
