@@ -18,6 +18,7 @@ import logging
 import os
 from argparse import Namespace
 from pathlib import Path
+from textwrap import fill
 from typing import Any
 
 from pipelines.costs.executors import describe_machine
@@ -25,7 +26,7 @@ from shards.errors import DataError
 from shards.manifest import encode_json
 from shards.storage import write_bytes
 from shards.wording import counted
-from tools.cli import Parser, output_file, run
+from tools.cli import TEXT_WIDTH, Parser, output_file, run
 from trainers.config import Config, load_config
 from trainers.looking.schedule import config_path
 from trainers.pages import html_table, make_page, paragraph, text_table
@@ -112,7 +113,8 @@ def _write(given: Namespace, report: Report) -> None:
     threads = f"{at.reading_threads} reading, {at.loading_threads} loading, {at.compute_threads} computing"
     clips = f"{counted(at.clips_per_step, 'clip')} of {counted(at.frames_per_clip, 'frame')} a step"
     print(f"{processes}; of each, threads: {threads}; {clips}\n")
-    print(text_report(report))
+    words, tables = text_report(report).split("\n\n", maxsplit=1)
+    print(f"{fill(words, TEXT_WIDTH)}\n\n{tables}")
     written = []
     for path, content in (
         (given.json, lambda: encode_json(plain_report(report))),
@@ -130,7 +132,9 @@ def _compare(given: Namespace) -> None:
     reports = [_read_report(path) for path in given.compare]
     header, rows = compare_reports(*reports)
     words = [f"{path}: {report['verdict']['words']}" for path, report in zip(given.compare, reports, strict=True)]
-    print("\n".join(words) + "\n\n" + text_table(header, rows))
+    print(
+        "\n".join(fill(word, TEXT_WIDTH, subsequent_indent="  ") for word in words) + f"\n\n{text_table(header, rows)}"
+    )
     if given.html is not None:
         parts = [*(paragraph(word, "verdict") for word in words), html_table(header, rows)]
         write_bytes(given.html, make_page(f"{given.compare[0]} and {given.compare[1]}", parts).encode())

@@ -103,6 +103,7 @@ def test_the_plot_shows_every_table_over_the_whole_run(config: Config) -> None:
     assert (rate.get_ylabel(), gap.get_ylabel()) == ("learning rate", "max gap")
     spans = [tuple(segment[:, 0]) for lines in gap.collections for segment in lines.get_segments()]
     assert spans == [(0, 1), (1, 2), (2, 4), (4, 5)]
+    assert all(tick == round(tick) for tick in gap.get_yticks()) and gap.get_ylim()[0] == 0, "no gap of half a frame"
 
 
 def test_small_config_is_read_the_same_from_a_runs_folder(tmp_path: Path) -> None:

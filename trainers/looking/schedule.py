@@ -159,10 +159,12 @@ def _passes(schedule: StageSchedule, step: int) -> str:
 
 
 def _plot_table(axes: Axes, name: str, schedules: Sequence[StageSchedule]) -> None:
+    seen: set[float] = set()
     for schedule in schedules:
         table = schedule.tables.get(name)
         if table is not None:
             steps, values = zip(*table.switches(schedule.steps), strict=True)
+            seen.update(values)
             ends = [*steps[1:], schedule.steps]
             axes.hlines(
                 values, [schedule.first_step + step for step in steps], [schedule.first_step + end for end in ends]
@@ -171,6 +173,9 @@ def _plot_table(axes: Axes, name: str, schedules: Sequence[StageSchedule]) -> No
     axes.set_ylabel(name.replace("_", " "))
     if name == "learning_rate":
         axes.set_yscale("log")
+    else:
+        axes.set_ylim(0, 1.1 * max(seen))
+        axes.locator_params(axis="y", integer=all(value == round(value) for value in seen), nbins=4)
 
 
 def _plot_passes(axes: Axes, schedules: Sequence[StageSchedule]) -> None:
