@@ -1,10 +1,12 @@
-# Two commands from a bare checkout: `make demo` shows the whole way, `make test` checks all of it.
-# Each makes .venv and installs the pinned versions of pyproject.toml first.
+# vosforge: two commands from a bare checkout. Each makes .venv and installs the pinned versions of pyproject.toml first.
 #
-#   make demo                 shard -> check -> train -> segment -> evaluate on made-up video, at most five minutes on two cores
-#   make test                 ruff, mypy, pytest;  PYTEST="-k loader" passes words on to pytest
-#   make install              .venv alone
+#   make demo       shard -> check -> train -> segment -> evaluate on made-up video, at most five minutes on two cores
+#   make test       ruff, mypy, pytest;  PYTEST="-k loader" passes words on to pytest
+#   make install    .venv alone
+#   make clean      removes .venv and what the demo and the tests have left
+#
 #   DALI=cuda110|cuda120|cuda130 chooses the DALI wheel; by default the driver's CUDA version decides (no driver: cuda110)
+#   PYTHON=python3.12 chooses the Python that makes .venv
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -14,7 +16,10 @@ BIN = $(VENV)/bin
 IMGAUG = imgaug==0.4.0
 INSTALLED = $(VENV)/installed-$(DALI)
 
-.PHONY: demo test lint install clean
+.PHONY: help demo test lint install clean
+
+help:
+	@sed -n '/^#/!q; s/^# \{0,1\}//p' Makefile
 
 demo: install
 	$(BIN)/python tools/demo.py
@@ -32,8 +37,10 @@ install: $(INSTALLED)
 # The stamp names the DALI wheel: asking for another one swaps it, since two of them overwrite each other's files.
 $(INSTALLED): pyproject.toml
 	@case "$(DALI)" in cuda110|cuda120|cuda130) ;; *) echo "DALI=$(DALI): expected cuda110, cuda120 or cuda130" >&2; exit 2;; esac
+	@command -v $(PYTHON) >/dev/null || { echo "$(PYTHON): not found; vosforge needs Python 3.11 or later, set PYTHON=" >&2; exit 2; }
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and f"vosforge needs Python 3.11 or later, $(PYTHON) is {sys.version.split()[0]}; set PYTHON=")'
-	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@# A Debian without python3-venv leaves a .venv without pip behind.
+	$(BIN)/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv $(VENV)
 	$(PIP) install --upgrade pip
 	-$(PIP) uninstall --yes nvidia-dali-cuda110 nvidia-dali-cuda120 nvidia-dali-cuda130 2>/dev/null
 	$(PIP) install --editable '.[dev,$(DALI)]'
