@@ -5,12 +5,12 @@
 #   make install    .venv alone
 #   make clean      removes .venv and what the demo and the tests have left
 #
-#   DALI=cuda110|cuda120|cuda130 chooses the DALI wheel; by default the driver's CUDA version decides (no driver: cuda110)
+#   DALI=cuda110|cuda120|cuda130 chooses the DALI wheel; by default the driver's CUDA version decides
 #   PYTHON=python3.12 chooses the Python that makes .venv
 
 PYTHON ?= python3
 VENV ?= .venv
-DALI ?= $(shell sh tools/choose_dali.sh)
+DALI ?= $(shell PYTHON=$(PYTHON) sh tools/choose_dali.sh)
 PIP = $(VENV)/bin/python -m pip --quiet --disable-pip-version-check
 BIN = $(VENV)/bin
 IMGAUG = imgaug==0.4.0
@@ -39,6 +39,7 @@ $(INSTALLED): pyproject.toml
 	@case "$(DALI)" in cuda110|cuda120|cuda130) ;; *) echo "DALI=$(DALI): expected cuda110, cuda120 or cuda130" >&2; exit 2;; esac
 	@command -v $(PYTHON) >/dev/null || { echo "$(PYTHON): not found; vosforge needs Python 3.11 or later, set PYTHON=" >&2; exit 2; }
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and f"vosforge needs Python 3.11 or later, $(PYTHON) is {sys.version.split()[0]}; set PYTHON=")'
+	@$(PYTHON) -c 'import sys; sys.exit("$(DALI)" == "cuda110" and sys.version_info >= (3, 13) and "DALI=cuda110 is for Python below 3.13; set DALI=cuda130, or PYTHON=")'
 	@# A Debian without python3-venv leaves a .venv without pip behind.
 	$(BIN)/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv $(VENV)
 	$(PIP) install --upgrade pip
