@@ -13,7 +13,7 @@ from trainers.running import memory_needs
 from trainers.running.memory_needs import StepNeeds, available_bytes, step_bytes, warn_of_memory
 from trainers.running.training import train
 
-PAPER = StepNeeds("stage3", "rde", (384, 384), 8)
+PAPER = StepNeeds("stage3", "rde", (384, 384), 8, 5)
 
 
 def test_the_papers_step_needs_what_its_parts_sum_to() -> None:
@@ -21,6 +21,8 @@ def test_the_papers_step_needs_what_its_parts_sum_to() -> None:
     assert step_bytes(PAPER, width=1.0, num_parameters=parameters) == 16 * parameters + 24_000 * pixels
     half = step_bytes(PAPER._replace(num_clips=4), width=1.0, num_parameters=0)
     assert half == step_bytes(PAPER, width=0.5, num_parameters=0)
+    longer = step_bytes(PAPER._replace(num_frames=10), width=1.0, num_parameters=0)
+    assert longer == 2 * 24_000 * pixels
     kept = step_bytes(PAPER._replace(checkpointing=True), width=1.0, num_parameters=parameters)
     assert kept == pytest.approx(16 * parameters + 0.65 * 24_000 * pixels)
     assert step_bytes(PAPER._replace(objective="another"), width=1.0, num_parameters=0) is None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
@@ -17,15 +18,15 @@ SIZE = 32
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
-def make_batch(seed: int = 0, num_clips: int = 3) -> dict[str, Tensor]:
+def make_batch(seed: int = 0, num_clips: int = 3, *, num_frames: int = 5) -> dict[str, Tensor]:
     generator = torch.Generator().manual_seed(seed)
     num_objects = torch.tensor([2, 1, 0])[:num_clips]
-    masks = torch.randint(0, 3, (num_clips, 5, SIZE, SIZE), generator=generator)
+    masks = torch.randint(0, 3, (num_clips, num_frames, SIZE, SIZE), generator=generator)
     masks = torch.minimum(masks, num_objects[:, None, None, None]).to(torch.uint8)
     first = torch.stack([(masks[:, 0] == slot).float() for slot in (1, 2)], dim=1)
     first[:, :, 4:9, 3:12] = 0  # the damage
     return {
-        "images": torch.randn(num_clips, 5, 3, SIZE, SIZE, generator=generator),
+        "images": torch.randn(num_clips, num_frames, 3, SIZE, SIZE, generator=generator),
         "masks": masks,
         "num_objects": num_objects,
         "first_masks": first,
@@ -36,11 +37,12 @@ def make_model(seed: int = 0) -> Rde:
     return Rde(width=0.0625, generator=torch.Generator().manual_seed(seed)).double()
 
 
-def literal_loss(model: Rde, batch: dict[str, Tensor], top_p: float) -> Tensor:
+def literal_loss(
+    model: Rde, batch: dict[str, Tensor], top_p: float, *, of_clip: Callable[..., Tensor] | None = None
+) -> Tensor:
     """Steps 1 to 10 of the published stage-3 forward and its losses: one clip, one object, one frame at a time."""
-    losses = [
-        literal_clip_loss(model, {name: value[b : b + 1] for name, value in batch.items()}, top_p) for b in range(3)
-    ]
+    of_clip = of_clip or literal_clip_loss
+    losses = [of_clip(model, {name: value[b : b + 1] for name, value in batch.items()}, top_p) for b in range(3)]
     return torch.stack(losses).mean()
 
 
@@ -51,7 +53,7 @@ class LiteralClip:
         self.model = model
         self.image = clip["images"].double()
         self.selector = (1.0, 1.0) if int(clip["num_objects"]) >= 2 else (1.0, 0.0)
-        self.features = [model.encode_key(self.image[:, t : t + 1]).frame(0) for t in range(5)]
+        self.features = [model.encode_key(self.image[:, t : t + 1]).frame(0) for t in range(self.image.shape[1])]
         self.keys = [features.key[:, :, None] for features in self.features]
 
     def values(self, t: int, masks: list[Tensor]) -> list[Tensor]:
@@ -110,14 +112,47 @@ def literal_clip_loss(model: Rde, batch: dict[str, Tensor], top_p: float) -> Ten
     l4, _ = clip.segment(4, d4t)
     d4f = clip.read(4, keys[:4], [v0, v1, v2, v3])
 
+    return literal_sum(clip, batch, [l1, l2, l3, l4], [(v0, v0c), (d2t, d2f), (d4t, d4f)], top_p)
+
+
+def continued_clip_loss(model: Rde, batch: dict[str, Tensor], top_p: float) -> Tensor:
+    """The same of any number of frames: steps 4 to 7 and 8 to 10 again and again, two frames at a time."""
+    clip = LiteralClip(model, batch)
+    clean = [(batch["masks"][:, 0] == o).double() for o in (1, 2)]
+    values = [clip.values(0, [batch["first_masks"][:, o].double() for o in range(2)])]
+    logits, pairs = [], [(values[0], clip.values(0, clean))]
+    thin = clip.keys[0], values[0]  # the compressed memory
+    for t in range(1, len(clip.keys)):
+        whole = clip.read(t, clip.keys[:t], values)
+        if t % 2:
+            judged, shown = clip.segment(t, whole)
+        else:
+            for new in range(max(1, t - 2), t):
+                thin = clip.compress([thin[0], clip.keys[new]], [thin[1], values[new]])
+            inputs = clip.read(t, [thin[0]], [thin[1]])
+            judged, shown = clip.segment(t, inputs)[0], clip.segment(t, whole)[1]
+            pairs.append((inputs, whole))
+        logits.append(judged)
+        values.append(clip.values(t, shown))
+    return literal_sum(clip, batch, logits, pairs, top_p)
+
+
+def literal_sum(
+    clip: LiteralClip,
+    batch: dict[str, Tensor],
+    judged: list[Tensor],
+    pairs: list[tuple[list[Tensor], list[Tensor]]],
+    top_p: float,
+) -> Tensor:
+    """The published losses of a clip, frames 1 onwards, and of (student, teacher) pairs."""
     total = torch.zeros((), dtype=torch.float64)
-    for t, logits in enumerate((l1, l2, l3, l4), start=1):
+    for t, logits in enumerate(judged, start=1):
         channels = 3 if clip.selector[1] else 2
         labels = batch["masks"][:, t].long()
         losses = torch.nn.functional.cross_entropy(logits[:, :channels], labels, reduction="none").flatten()
         kept = losses.sort(descending=True).values[: int(losses.numel() * top_p)] if top_p < 1 else losses
         total = (total + kept.mean()) / 2  # the released loop halves its running total
-    for students, teachers in ((v0, v0c), (d2t, d2f), (d4t, d4f)):
+    for students, teachers in pairs:
         for student, teacher in zip(students, teachers, strict=True):
             a, b = torch.log_softmax(student, 1), torch.softmax(teacher, 1)
             total = total + 10 * (b * (b.log() - a)).mean()
@@ -141,9 +176,37 @@ def test_loss_and_gradients_equal_the_literal_transcription(top_p: float) -> Non
         assert error < 1e-3, f"{name}: relative error {error:.1e}"
 
 
+@pytest.mark.parametrize("num_frames", [3, 4, 5, 8])
+def test_clips_of_other_lengths_go_on_as_the_published_ones(num_frames: int) -> None:
+    batch, batched, literal = make_batch(num_frames=num_frames), make_model(), make_model()
+    inputs = {name: value.double() if value.is_floating_point() else value for name, value in batch.items()}
+    loss, metrics = RdeObjective(batched)(**inputs, top_p=0.3)
+    loss.backward()
+    expected = literal_loss(literal, batch, 0.3, of_clip=continued_clip_loss)
+    expected.backward()
+    torch.testing.assert_close(loss.double(), expected, atol=1e-5, rtol=1e-5)
+    for (name, found), wanted in zip(batched.named_parameters(), literal.parameters(), strict=True):
+        error = (found.grad - wanted.grad).norm() / wanted.grad.norm().clamp(min=1e-8)  # type: ignore[union-attr, operator]
+        assert error < 1e-3, f"{name}: relative error {error:.1e}"
+    if num_frames == 5:
+        torch.testing.assert_close(expected, literal_loss(literal, batch, 0.3), atol=0, rtol=1e-12)
+    evens = [f"divergence_{frame}" for frame in range(2, num_frames, 2)]
+    assert [name for name in metrics if name.startswith("divergence_")] == ["divergence_value", *evens]
+
+
+def test_later_even_frames_have_the_weight_of_frame_4() -> None:
+    batch, model = make_batch(num_frames=7), Rde(width=0.0625)
+    losses = {}
+    for four in (0.0, 3.0):
+        loss, metrics = RdeObjective(model, RdeObjectiveOptions(frame_4_weight=four))(**batch, top_p=1.0)
+        losses[four] = float(loss.detach())
+    expected = 3.0 * float(metrics["divergence_4"] + metrics["divergence_6"])
+    assert losses[3.0] - losses[0.0] == pytest.approx(expected, rel=1e-3)
+
+
 def test_every_parameter_gets_a_gradient() -> None:
     objective = RdeObjective(Rde(width=0.0625))
-    loss, _ = objective(**make_batch(), top_p=1.0)
+    loss, _ = objective(**make_batch(num_frames=3), top_p=1.0)
     loss.backward()
     assert [name for name, parameter in objective.named_parameters() if parameter.grad is None] == []
     silent = [name for name, parameter in objective.named_parameters() if not parameter.grad.any()]  # type: ignore[union-attr]

@@ -15,8 +15,8 @@ logger = logging.getLogger(__name__)
 
 PARAMETER_BYTES = 16
 """Weight, gradient and Adam's two moments."""
-BYTES_PER_PIXEL = {"rde": 24_000, "rde_still": 9_000}
-"""Objective -> what a clip keeps for the backward pass, per pixel of one frame, at width 1 in float32."""
+BYTES_PER_PIXEL = {"rde": 4_800, "rde_still": 3_000}
+"""Objective -> what a frame of a clip keeps for the backward pass, per pixel, at width 1 in float32."""
 CHECKPOINTED_SHARE = 0.65
 """Of that, with activation checkpointing: the recomputed key encoder is the peak then."""
 MEMORY_INFO = Path("/proc/meminfo")
@@ -24,12 +24,16 @@ GROUP_LIMIT, GROUP_USE = Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup
 
 
 class StepNeeds(NamedTuple):
-    """A stage's name, its objective's name, (height, width) of its frames, and clips per process and pass."""
+    """A stage's name, its objective's name, (height, width) of its frames, and clips per process and pass.
+
+    num_frames: of the longest clips.
+    """
 
     stage: str
     objective: str
     size: tuple[int, int]
     num_clips: int
+    num_frames: int
     checkpointing: bool = False
 
 
@@ -38,9 +42,9 @@ def step_bytes(needs: StepNeeds, *, width: float, num_parameters: int) -> int | 
     per_pixel = BYTES_PER_PIXEL.get(needs.objective)
     if per_pixel is None:
         return None
-    height, across = needs.size
+    pixels = needs.num_clips * needs.num_frames * needs.size[0] * needs.size[1]
     share = CHECKPOINTED_SHARE if needs.checkpointing else 1.0
-    return round(num_parameters * PARAMETER_BYTES + needs.num_clips * height * across * width * per_pixel * share)
+    return round(num_parameters * PARAMETER_BYTES + pixels * width * per_pixel * share)
 
 
 def warn_of_memory(

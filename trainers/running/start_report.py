@@ -14,6 +14,7 @@ import yaml
 from torch import nn
 
 from pipelines.order.curriculum import Table
+from pipelines.recipes import clip_lengths
 from pipelines.source import ClipSource
 from shards.storage import write_bytes
 from trainers.config import Config, Stage, as_plain
@@ -26,6 +27,7 @@ from trainers.running.stages import Place, executor_name, precision_on
 
 logger = logging.getLogger(__name__)
 
+RECIPE_TABLES = ("max_gap", "smallest_crop", "clip_length")
 CLUSTER_VARIABLES = (
     "SLURM_JOB_ID",
     "SLURM_JOB_NODELIST",
@@ -113,16 +115,17 @@ def _say(config: Config, record: Mapping[str, Any]) -> None:
         rates = ", ".join(f"{rate:g} from step {at}" for at, rate in described["learning_rate_from_step"].items())
         text = "stage %s: %d steps x %s | %s | learning rate %s"
         logger.info(text, stage.name, stage.steps, clips, described["precision"], rates)
-        if described["max_gap_from_step"]:
-            gaps = ", ".join(f"{gap:g} from step {at}" for at, gap in described["max_gap_from_step"].items())
-            logger.info("  max_gap %s", gaps)
+        for name in RECIPE_TABLES:
+            values = ", ".join(f"{value:g} from step {at}" for at, value in described[f"{name}_from_step"].items())
+            if values:
+                logger.info("  %s %s", name, values)
         for line in described["data"]:
             logger.info("  %s", line)
     logger.info("config.yaml, environment.yaml and journal.jsonl in %s say the rest", config.folder)
 
 
 def _describe_stage(stage: Stage, source: ClipSource, place: Place) -> dict[str, Any]:
-    gaps = getattr(stage.clip_recipe(), "max_gap", None)  # stills have none
+    tables = {name: getattr(stage.clip_recipe(), name, None) for name in RECIPE_TABLES}  # stills have no gap
     return {
         "name": stage.name,
         "clips_per_rank": stage.batch_size // place.ranks.world_size,
@@ -130,7 +133,10 @@ def _describe_stage(stage: Stage, source: ClipSource, place: Place) -> dict[str,
         "clips_per_pass_from_step": {first: sum(weights) for first, weights in source.mix.phases},
         "precision": precision_on(place.device, stage.precision),
         "learning_rate_from_step": dict(stage.learning_rate.switches(stage.steps)),
-        "max_gap_from_step": dict(gaps.switches(stage.steps)) if isinstance(gaps, Table) else {},
+        **{
+            f"{name}_from_step": dict(table.switches(stage.steps)) if isinstance(table, Table) else {}
+            for name, table in tables.items()
+        },
         "data": list(source.mix.report()),
     }
 
@@ -151,6 +157,7 @@ def _warn_of_memory(config: Config, place: Place, num_parameters: int) -> None:
             stage.objective.name,
             stage.clip_recipe().size,
             stage.batch_size // place.ranks.world_size // stage.accumulate,
+            clip_lengths(stage.clip_recipe())[-1],
             config.activation_checkpointing,
         )
         for stage in config.stages
