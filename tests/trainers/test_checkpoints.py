@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import io
 import logging
+import random
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -52,6 +53,16 @@ def test_the_newest_are_kept_by_number_not_by_spelling(tmp_path: Path) -> None:
         save_checkpoint(tmp_path, replace(SMALL, step=step), keep=3)
     assert [path.name for path in list_checkpoints(tmp_path)] == [f"checkpoint-{step}.pt" for step in (100, 10, 9)]
     assert (tmp_path / "checkpoint-best.pt").exists()
+
+
+def test_a_damaged_later_one_does_not_push_out_what_is_written_after_it(tmp_path: Path) -> None:
+    (tmp_path / "checkpoint-12.pt").write_bytes(b"damaged")
+    for step in (8, 10):
+        save_checkpoint(tmp_path, replace(SMALL, step=step), keep=1)
+    assert [path.name for path in list_checkpoints(tmp_path)] == ["checkpoint-12.pt", "checkpoint-10.pt"]
+    save_checkpoint(tmp_path, replace(SMALL, step=12), keep=1)
+    assert [path.name for path in list_checkpoints(tmp_path)] == ["checkpoint-12.pt"]
+    assert read_checkpoint(tmp_path / "checkpoint-12.pt").step == 12
 
 
 def test_a_failed_write_leaves_the_old_file_and_no_new_one(tmp_path: Path) -> None:
@@ -158,3 +169,22 @@ def test_what_changes_a_run_is_refused_by_name(tmp_path: Path) -> None:
         refuse_another_run(tmp_path, SMALL, config, SMALL.fingerprints)
     with pytest.raises(ConfigError, match="the shard set was ffffffffffff and is 000000000000"):
         refuse_another_run(tmp_path, SMALL, SMALL.config, [["0" * 64]])
+
+
+def test_no_flipped_bit_gets_through_or_stops_the_search_for_an_older_one(tmp_path: Path) -> None:
+    path = save_checkpoint(tmp_path, SMALL, keep=1)
+    data, generator = path.read_bytes(), random.Random(5)
+    ends = [*range(1200), *range(len(data) - 800, len(data))]  # where names, sizes and places of the parts are
+    damaged = 0
+    for _ in range(400):
+        place, flipped = generator.choice(ends), bytearray(data)
+        flipped[place] ^= 1 << generator.randrange(8)
+        path.write_bytes(flipped)
+        try:
+            found = read_checkpoint(path)
+        except DataError:
+            damaged += 1
+            continue
+        assert torch.equal(found.model["weight"], SMALL.model["weight"]), place  # a bit that means nothing
+        assert (found.config, found.step) == (SMALL.config, 10)
+    assert damaged > 200

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import pickle
+import struct
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -24,6 +26,9 @@ logger = logging.getLogger(__name__)
 PATTERN = "checkpoint-*.pt"
 
 FREE_ENDINGS = (".accumulate", ".objective.cache", ".objective.cache_folder", ".objective.fit_at_once")
+
+# Names that are no text, sizes that lead nowhere (EINVAL of a seek): found by flipping bits.
+UNREADABLE = (zipfile.BadZipFile, RuntimeError, ValueError, pickle.UnpicklingError, EOFError, struct.error, OSError)
 
 FORMAT = 2
 """What a checkpoint file holds. 1 had neither this number nor weights apart from their average."""
@@ -100,7 +105,9 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint, *, keep: int, is_kept:
         if not isinstance(reason, OSError):
             raise
         raise OSError(f"{path} cannot be written ({reason}); make room and go on with --resume") from error
-    for old in list_checkpoints(folder)[keep:]:
+    # Later ones can only be damaged ones that a resume has passed over: they must not push out what is whole.
+    until_now = [each for each in list_checkpoints(folder) if (step_of(each) or 0) <= checkpoint.step]
+    for old in until_now[keep:]:
         if not is_kept(step_of(old) or 0):
             old.unlink()
     return path
@@ -123,7 +130,11 @@ def read_checkpoint(path: Path) -> Checkpoint:
                 path, expected="an undamaged checkpoint", found=f"a wrong checksum in {damaged}", remedy=remedy
             )
         fields = torch.load(path, map_location="cpu", weights_only=True)
-    except (zipfile.BadZipFile, RuntimeError, pickle.UnpicklingError, EOFError) as error:
+    except DataError:
+        raise
+    except UNREADABLE as error:
+        if isinstance(error, OSError) and error.errno != errno.EINVAL:
+            raise
         raise DataError(path, expected="a complete checkpoint", found=f"none ({error})", remedy=remedy) from error
     names = Checkpoint.__dataclass_fields__.keys()
     missing = names - {"format", "trained"} - fields.keys() if isinstance(fields, dict) else {"everything"}
