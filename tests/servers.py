@@ -136,8 +136,11 @@ def range_server(root: Path) -> Iterator[RangeServer]:
 
 
 @contextmanager
-def nginx_server(root: Path, scratch: Path) -> Iterator[tuple[str, Path]]:
-    """URL of nginx serving a folder, and its log: one line `<connection> <status> <bytes>` for each request."""
+def nginx_server(root: Path, scratch: Path, *, directives: str = "") -> Iterator[tuple[str, Path]]:
+    """URL of nginx serving a folder, and its log: one line `<connection> <status> <bytes>` for each request.
+
+    directives: more of its own for this server.
+    """
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -150,7 +153,7 @@ http {{
     log_format short '$connection $status $body_bytes_sent'; access_log {scratch}/log short;
     client_body_temp_path {scratch}/b; proxy_temp_path {scratch}/p; fastcgi_temp_path {scratch}/f;
     uwsgi_temp_path {scratch}/u; scgi_temp_path {scratch}/s;
-    server {{ listen 127.0.0.1:{port}; root {root}; }}
+    server {{ listen 127.0.0.1:{port}; root {root}; {directives} }}
 }}
 """,
         encoding="utf-8",

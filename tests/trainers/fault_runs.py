@@ -23,6 +23,7 @@ from typing import Any
 from unittest import mock
 
 from shards.shard_files import LocalFile, Range, ShardOpener, SlowStorage, open_shard
+from tests.servers import nginx_server
 from tests.trainers.small_runs import assert_equal_states, build_shards, plain_config, write_config
 from tests.trainers.test_distributed import processes_of, start_ranks
 from trainers.config import make_config
@@ -133,20 +134,20 @@ def newest_step(folder: Path) -> int:
     return max((int(path.stem.partition("-")[2]) for path in list_checkpoints(folder)), default=0)
 
 
-def hung_rank(shards: Path, root: Path, *_: Any) -> Iterator[str]:
+def hung_rank(shards: Path, root: Path, _points: int, dice: random.Random) -> Iterator[str]:
     """A rank that is stopped dead (SIGSTOP), as one that waits for a disk that does not answer."""
     job = begin(shards, root, "hung", restarts=1, hang_seconds=10)
-    wait_until(lambda: job.last_step() >= 3, job)
+    moment, rank = dice.randint(2, STEPS - 6), dice.randrange(2)
+    wait_until(lambda: job.last_step() >= moment, job)
     reached = job.last_step()
-    os.kill(processes_of(job.process)[1], signal.SIGSTOP)
+    os.kill(processes_of(job.process)[rank], signal.SIGSTOP)
     stopped = time.monotonic()
     wait_until(lambda: "no progress for" in job.log(), job)
     seen = time.monotonic() - stopped
     wait_until(lambda: job.last_step() > reached + 1, job)
     again = time.monotonic() - stopped
-    said = next((line for line in job.log().splitlines() if "no progress" in line), "nothing was said")
-    yield said
-    yield f"said after {seen:.0f} s, new steps after {again:.0f} s"
+    yield said(job, "no progress")
+    yield f"rank {rank} stopped after step {reached}, said after {seen:.0f} s, new steps after {again:.0f} s"
     yield same_end(job.folder, root, job)
 
 
@@ -161,38 +162,82 @@ def full_disk(shards: Path, root: Path, *_: Any) -> Iterator[str]:
         job = begin(shards, root, "disk", output=str(disk / "run"))
         job.folder = disk / "run"
         status = job.process.wait()
-        said = next((line for line in job.log().splitlines() if "No space" in line), "nothing was said")
         there = [path.name for path in list_checkpoints(job.folder)]
         subprocess.run(["mount", "-o", "remount,size=64m", str(disk)], check=True)
         job.process = start_ranks(job.config, "--resume")
         again = job.process.wait()
-        yield said
+        yield said(job, "No space")
         yield f"status {status}, left {', '.join(there)}; with room, --resume: {again}"
         yield same_end(job.folder, root)
     finally:
         subprocess.run(["umount", str(disk)], check=False)
 
 
-def replaced_shard(shards: Path, root: Path, *_: Any) -> Iterator[str]:
-    """A shard that gets other bytes of the same length in the middle of a run, then its own again."""
+def replaced_shard(shards: Path, root: Path, _points: int, dice: random.Random) -> Iterator[str]:
+    """A shard that gets other bytes of the same length in the middle of a run, then its own again; by both read plans.
+
+    Memory for one of the two videos, so that the plan `resident` reads all the time, too.
+    """
     tar = next(shards.glob("*.tar"))
     own = tar.read_bytes()
-    job = begin(shards, root, "replaced")
-    wait_until(lambda: job.last_step() >= 4, job)
-    try:
-        with tar.open("r+b") as file:  # in place: open descriptors see it
-            file.write(bytes(byte ^ 0x55 for byte in own))
+    for plan in ("frame", "resident"):
+        job = begin(shards, root, f"replaced-{plan}", *reading_words(plan, tar))
+        moment = dice.randint(2, STEPS - 6)
+        wait_until(lambda: job.last_step() >= moment, job)  # noqa: B023 - called at once
+        try:
+            with tar.open("r+b") as file:  # in place: open descriptors see it
+                file.write(bytes(byte ^ 0x55 for byte in own))
+            status = job.process.wait()
+        finally:
+            with tar.open("r+b") as file:
+                file.write(own)
+        reached, newest = job.last_step(), newest_step(job.folder)
+        job.process = start_ranks(job.config, "--resume", *reading_words(plan, tar))
+        yield said(job, "CRC-32")
+        yield f"{plan}: replaced after step {moment}, status {status} after step {reached}, {reached - newest} lost"
+        yield same_end(job.folder, root, job)
+
+
+def remote_reads(shards: Path, root: Path, _points: int, dice: random.Random) -> Iterator[str]:
+    """Shards on a web server that fails one request in eight, then on one that goes away; by both read plans."""
+    tar = next(shards.glob("*.tar"))
+    failing = 'if ($request_id ~ "^[01]") { return 503; } limit_rate 200k;'
+    for plan in ("frame", "resident"):
+        with nginx_server(shards.parent, make_folder(root / f"nginx-{plan}"), directives=failing) as (url, log):
+            words = [f"stages.0.data.0.path={url}/{shards.name}", *reading_words(plan, tar)]
+            job = begin(shards, root, f"failing-{plan}", *words, hang_seconds=300)
+            status = job.process.wait()
+            answers = [line.split()[1] for line in log.read_text().splitlines()]
+        yield f"{plan}: {answers.count('503')} of {len(answers)} requests refused, status {status}"
+        yield same_end(job.folder, root)
+        moment = dice.randint(2, STEPS - 8)
+        with nginx_server(shards.parent, make_folder(root / f"nginx-gone-{plan}")) as (url, _):
+            words = [f"stages.0.data.0.path={url}/{shards.name}", *reading_words(plan, tar)]
+            job = begin(shards, root, f"gone-{plan}", *words, hang_seconds=300)  # it is asked for two minutes
+            wait_until(lambda: job.last_step() >= moment, job)  # noqa: B023 - called at once
+        gone = time.monotonic()
         status = job.process.wait()
-    finally:
-        with tar.open("r+b") as file:
-            file.write(own)
-    said = next((line for line in job.log().splitlines() if "tar" in line and "expected" in line), "nothing was said")
-    reached = job.last_step()
-    job.process = start_ranks(job.config, "--resume")
-    job.process.wait()
-    yield said
-    yield f"status {status} after step {reached}"
-    yield same_end(job.folder, root, job)
+        reached, newest = job.last_step(), newest_step(job.folder)
+        yield said(job, url)
+        end = f"status {status} {time.monotonic() - gone:.0f} s later after step {reached}, {reached - newest} lost"
+        yield f"{plan}: server gone after step {moment}; {end}"
+        job.process = start_ranks(job.config, "--resume")
+        yield same_end(job.folder, root, job)
+
+
+def reading_words(plan: str, tar: Path) -> list[str]:
+    """Overrides for a read plan; memory for less than all videos."""
+    return [f"reading.plan={plan}", f"reading.memory={tar.stat().st_size * 6 // 10}"]
+
+
+def make_folder(path: Path) -> Path:
+    path.mkdir()
+    return path
+
+
+def said(job: Job, part: str) -> str:
+    """The first line of the job's that has this in it."""
+    return next((line for line in job.log().splitlines() if part in line), f"nothing was said of {part}")
 
 
 def bad_reads(shards: Path, root: Path, *_: Any) -> Iterator[str]:
@@ -252,6 +297,7 @@ FAULTS: dict[str, Callable[[Path, Path, int, random.Random], Iterator[str]]] = {
     "full-disk": full_disk,
     "replaced-shard": replaced_shard,
     "bad-reads": bad_reads,
+    "remote-reads": remote_reads,
 }
 
 

@@ -116,8 +116,9 @@ def notice_of_user(event: Event) -> Iterator[str]:
 
 
 def notice_before_time_is_up(event: Event) -> Iterator[str]:
-    """`--signal=USR1@60` with a limit of two minutes."""
+    """`--signal=USR1@60` with a limit of two minutes; then with more time."""
     event.wait_for_restart(1)
+    event.cluster.call("scontrol", "update", f"JobId={event.job}", "TimeLimit=60")
     yield f"{event.log.count('stopped after step')} stops when started again, newest step {event.last_step()}"
 
 

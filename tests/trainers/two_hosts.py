@@ -1,4 +1,4 @@
-"""Two hosts on one machine, for a person to run again: `python -m tests.trainers.two_hosts [--cut]` (root, Linux).
+"""Two hosts on one machine, for a person to run again: `python -m tests.trainers.two_hosts [--cut STEP]` (root, Linux).
 
 Each host is a network namespace with an address of its own. Host A has the shards on its disk, host B reads them from
 A over HTTP. One rank on each; `--cut` takes the cable out in the middle and puts it back.
@@ -79,9 +79,9 @@ def wait_for_step(folder: Path, step: int, ranks: list[subprocess.Popen[str]], s
         time.sleep(0.1)
 
 
-def cut_the_cable(root: Path, ranks: list[subprocess.Popen[str]], remote: str) -> None:
-    """Out after step 4, in again when both hosts have noticed; a host whose launcher gave up is started again."""
-    wait_for_step(root / "run", 4, ranks)
+def cut_the_cable(root: Path, ranks: list[subprocess.Popen[str]], remote: str, after: int) -> None:
+    """Out after a step, in again when both hosts have noticed; a host whose launcher gave up is started again."""
+    wait_for_step(root / "run", after, ranks)
     on("vos-a", "ip", "link", "set", "cable-a", "down").wait()
     cut = time.monotonic()
     print(f"cable out after step {max(steps_of(root / 'run'))}", flush=True)
@@ -101,7 +101,8 @@ def cut_the_cable(root: Path, ranks: list[subprocess.Popen[str]], remote: str) -
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--cut", action="store_true")
+    parser.add_argument("--cut", type=int, metavar="STEP", help="take the cable out after this step of 12")
+    parser.add_argument("--plan", default="auto", help="how shards are read (default: %(default)s)")
     parser.add_argument("--serve", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.serve:
@@ -110,6 +111,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="vosforge-hosts-") as folder, ExitStack() as stack:
         root = Path(folder)
         values = plain_config(build_shards(root / "data"), root / "run", report_every=1, hang_seconds=15)
+        values["reading"] = {"plan": options.plan, "memory": 40_000}  # less than both videos take
         values["stages"][0]["steps"] = 12
         config = write_config(root / "config.yaml", values)
         make_hosts(stack)
@@ -119,8 +121,8 @@ def main() -> None:
         stack.callback(server.kill)
         remote = f"stages.0.data.0.path=http://{ADDRESSES['vos-a']}:{PORT}/davis2017"
         ranks = [start_rank("vos-a", config), start_rank("vos-b", config, remote)]
-        if options.cut:
-            cut_the_cable(root, ranks, remote)
+        if options.cut is not None:
+            cut_the_cable(root, ranks, remote, options.cut)
         print("statuses", [rank.wait(300) for rank in ranks], "steps", steps_of(root / "run"))
         for host in ADDRESSES:
             print(f"--- {host}\n{(root / f'{host}.log').read_text()}")
