@@ -11,7 +11,7 @@ from pydantic.dataclasses import dataclass
 
 from pipelines.order.pooled import Pooled
 from pipelines.reading.clip_reader import OnCorrupt, ReadPlan
-from pipelines.reading.cost import choose_reading, probe_source, span_gap
+from pipelines.reading.cost import choose_reading, known_speed, probe_source, span_gap
 from pipelines.source import ClipSource
 from shards.building.plan import parse_size
 from shards.byte_cache import LEAST_BYTES, open_cache
@@ -97,7 +97,7 @@ class ReadingOptions:
         """Of the storage: as given, or measured in about a second."""
         if self.latency_ms is None or self.bandwidth_mb is None:
             return probe_source(source)
-        return StorageSpeed(self.latency_ms / 1e3, self.bandwidth_mb * 1e6)
+        return known_speed(source, self.latency_ms / 1e3, self.bandwidth_mb * 1e6)
 
     def reading(self, source: ClipSource, positions: range) -> ReadPlan:
         """The read plan of a rank, which reads these positions of each global batch."""

@@ -37,10 +37,14 @@ STAGE_STEPS = 500_000
 
 @dataclass(frozen=True, slots=True)
 class PlanRow:
-    """One read plan: clips/s as predicted and as measured over `clips` clips, and what a clip took."""
+    """One read plan: clips/s as predicted and as measured, and what a clip took, of `clips` clips in all.
+
+    What is read before the look-ahead is full is not in `measured` and `cpu_ms` (CPU time of the process per clip).
+    """
 
     predicted: float
     measured: float
+    cpu_ms: float
     clips: int
     requests: float
     megabytes: float
@@ -51,12 +55,13 @@ class PlanRow:
 class ReadingCase:
     """Reading from storage of this latency (seconds) and bandwidth (bytes/s), in the order `order`.
 
-    probed: the two numbers as the probe found them, from which the plan was chosen and all was predicted.
+    probed: the two numbers as the probe found them, and request_cpu: of its probe, too; all was predicted from these.
     """
 
     latency: float
     bandwidth: float
     probed: tuple[float, float]
+    request_cpu: float
     order: str
     threads: int
     chosen: PlanName
@@ -109,21 +114,27 @@ def _time_case(root: Path, storage: SlowStorage, order: str, threads: int, secon
             reading = ReadPlan(name, span_gap(speed), choice.reading.pool_bytes)
             rows[name] = _time_plan(source, reading, threads, choice.clips_per_second[name], seconds)
     probed = speed.latency, speed.bandwidth
-    return ReadingCase(storage.latency, storage.bandwidth, probed, order, threads, choice.reading.name, rows)
+    name, asked = choice.reading.name, speed.request_cpu
+    return ReadingCase(storage.latency, storage.bandwidth, probed, asked, order, threads, name, rows)
 
 
 def _time_plan(source: ClipSource, reading: ReadPlan, threads: int, predicted: float, seconds: float) -> PlanRow:
     options: dict[str, Any] = {"start_step": STAGE_STEPS // 2, "look_ahead": LOOK_AHEAD}  # where gaps are wide
     with ClipLoader(source, _NoPixels(), _assemble_nothing, threads=threads, reading=reading, **options) as loader:
-        begun = time.perf_counter()
+        begun, worked, warm = time.perf_counter(), time.process_time(), 0
         for _ in loader:
-            wall = time.perf_counter() - begun
-            if wall > seconds:
+            now = time.perf_counter()
+            if not warm and (loader.statistics.batches > LOOK_AHEAD or now - begun > seconds):
+                begun, worked, warm = now, time.process_time(), loader.statistics.clips
+            elif warm and now - begun > seconds:
                 break
+        wall, worked = now - begun, time.process_time() - worked
     seen: LoaderStatistics = loader.statistics
+    counted = seen.clips - warm
     return PlanRow(
         predicted=predicted,
-        measured=seen.clips / wall,
+        measured=counted / wall,
+        cpu_ms=1e3 * worked / counted,
         clips=seen.clips,
         requests=seen.requests / seen.clips,
         megabytes=seen.bytes_read / seen.clips / 1e6,

@@ -1,10 +1,12 @@
-"""Which read plan suits a storage: two numbers of the storage, two of the clips, and one formula."""
+"""Which read plan suits a storage: four numbers of the storage, four of the clips, and one formula."""
 
 from __future__ import annotations
 
 import logging
+import statistics
+import time
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
 
@@ -20,30 +22,44 @@ from pipelines.reading.clip_reader import (
 from pipelines.source import ClipSource
 from pipelines.types import ClipPlan
 from shards.speed import StorageSpeed, probe_speed, targets_of_set
+from shards.storage import RemotePath
 
 logger = logging.getLogger(__name__)
 
 ENOUGH_CLIPS_PER_SECOND = 200.0
 """Of five frames, for one rank: 1,000 frames/s, four times what the hungriest published trainer takes."""
 SAMPLED_CLIPS, SIMULATED_CLIPS = 64, 4000
+CHECK_CPU = 0.4e-9
+"""Seconds of CPU for each byte of a frame that is used: CRC-32, and a copy."""
+LOCAL_CPU, REMOTE_CPU = (20e-6, 0.1e-9), (800e-6, 1e-9)
+"""For each request and each byte, where nothing is measured."""
 
 
 @dataclass(frozen=True, slots=True)
 class Demand:
-    """What a clip costs on average under a read plan: requests, bytes read by them, bytes used."""
+    """What a clip costs on average under a read plan: requests, bytes read by them, bytes used.
+
+    planning: seconds of CPU to know what to read, which threads of one process do one after the other.
+    """
 
     requests: float
     bytes_read: float
     bytes_used: float
+    planning: float = 0.0
+
+    def cpu_seconds(self, speed: StorageSpeed) -> float:
+        """CPU time per clip, of planning, requests, answers and checksums."""
+        answers = self.requests * speed.request_cpu + self.bytes_read * speed.byte_cpu
+        return self.planning + answers + self.bytes_used * CHECK_CPU
 
     def seconds(self, speed: StorageSpeed, threads: int) -> float:
         """Wall time per clip when `threads` requests are under way at any time.
 
-        Either the threads wait for answers or the one link is full: max((requests * latency + transfer) / threads,
-        transfer), transfer = bytes_read / bandwidth.
+        Either the threads wait for answers, or the one link is full, or the one core that threads of Python share is:
+        max((requests * latency + transfer + cpu) / threads, transfer, cpu), transfer = bytes_read / bandwidth.
         """
-        transfer = self.bytes_read / speed.bandwidth
-        return max((self.requests * speed.latency + transfer) / threads, transfer)
+        transfer, cpu = self.bytes_read / speed.bandwidth, self.cpu_seconds(speed)
+        return max((self.requests * speed.latency + transfer + cpu) / threads, transfer, cpu)
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +75,7 @@ class ReadChoice:
         """One line for the log."""
         rates = ", ".join(f"{name} {rate:.0f}" for name, rate in self.clips_per_second.items())
         storage = f"{1e3 * self.speed.latency:.2f} ms, {self.speed.bandwidth / 1e6:.0f} MB/s"
+        storage += f", {1e3 * self.speed.request_cpu:.2f} ms of CPU a request"
         return f"reading by {self.reading.name} (storage: {storage}; clips/s it can give by plan: {rates})"
 
 
@@ -87,25 +104,46 @@ def measure_demands(
 ) -> dict[PlanName, Demand]:
     """What clips of a rank cost under each plan, from plans spread over the whole stage. Reads no image."""
     every = max(1, source.steps * len(positions) // SAMPLED_CLIPS)
-    plans = [source.plan(number) for number in islice(_numbers(source, positions), 0, SAMPLED_CLIPS * every, every)]
+    plans, planning = _sampled_plans(source, islice(_numbers(source, positions), 0, SAMPLED_CLIPS * every, every))
     span = ReadPlan("span", span_gap(speed))
     resident = ReadPlan("resident", span.max_gap, pool_bytes)
-    spans = _mean_demand(source, plans, span.gap)
+    spans = replace(_mean_demand(source, plans, span.gap), planning=planning)
     return {
-        "frame": _mean_demand(source, plans, ReadPlan().gap),
+        "frame": replace(_mean_demand(source, plans, ReadPlan().gap), planning=planning),
         "span": spans,
         "resident": _resident_demand(source, positions, resident, spans),
     }
 
 
 def probe_source(source: ClipSource) -> StorageSpeed:
-    """Latency and bandwidth of the slowest set of the mix, measured; about a second for each."""
+    """The slowest of each number over the sets of the mix, measured; about a second for each."""
     speeds = [probe_speed(targets_of_set(entry.dataset)) for entry in source.mix.entries]
-    return StorageSpeed(max(speed.latency for speed in speeds), min(speed.bandwidth for speed in speeds))
+    return StorageSpeed(
+        max(speed.latency for speed in speeds),
+        min(speed.bandwidth for speed in speeds),
+        max(speed.request_cpu for speed in speeds),
+        max(speed.byte_cpu for speed in speeds),
+    )
+
+
+def known_speed(source: ClipSource, latency: float, bandwidth: float) -> StorageSpeed:
+    """Of storage of which latency and bandwidth are known, with what requests to it usually cost."""
+    remote = any(isinstance(entry.dataset.path, RemotePath) for entry in source.mix.entries)
+    return StorageSpeed(latency, bandwidth, *(REMOTE_CPU if remote else LOCAL_CPU))
 
 
 def _numbers(source: ClipSource, positions: range) -> Iterator[int]:
     return (step * source.batch_size + position for step in range(source.steps) for position in positions)
+
+
+def _sampled_plans(source: ClipSource, numbers: Iterable[int]) -> tuple[list[ClipPlan], float]:
+    """Plans, and the CPU time of a typical one: the first of a shard also read its part of the index."""
+    plans, times = [], []
+    for number in numbers:
+        begun = time.thread_time()
+        plans.append(source.plan(number))
+        times.append(time.thread_time() - begun)
+    return plans, statistics.median(times)
 
 
 def _mean_demand(source: ClipSource, plans: Sequence[ClipPlan], max_gap: int) -> Demand:

@@ -24,6 +24,7 @@ from shards.speed import (
     StorageSpeed,
     Target,
     measure_reads,
+    storage_speed,
     targets_of_folder,
     targets_of_set,
 )
@@ -179,9 +180,9 @@ def _state(found: Diagnosis) -> str:
 
 
 def speed_of(reads: Sequence[Measured]) -> StorageSpeed:
-    """The two numbers: latency of the smallest reads one at a time, and the best bandwidth of any cell that counts."""
+    """Latency by the smallest reads one at a time, bandwidth by the best cell that counts."""
     alone = min((read for read in reads if read.parallel == 1), key=lambda read: read.size)
-    return StorageSpeed(alone.p50, max(read.bandwidth for read in _of_storage(reads)))
+    return storage_speed(alone, max(_of_storage(reads), key=lambda read: read.bandwidth))
 
 
 def _of_storage(reads: Sequence[Measured]) -> Sequence[Measured]:

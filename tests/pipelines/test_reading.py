@@ -30,7 +30,7 @@ from pipelines.reading.clip_reader import (
     split_range,
     video_range,
 )
-from pipelines.reading.cost import Demand, choose_reading, measure_demands, probe_source, span_gap
+from pipelines.reading.cost import Demand, choose_reading, known_speed, measure_demands, probe_source, span_gap
 from pipelines.reading.video_pool import VideoPool
 from pipelines.recipes import make_recipe
 from pipelines.source import ClipSource
@@ -256,7 +256,46 @@ def test_an_error_of_loading_a_video_reaches_all_and_is_not_kept():
     ],
 )
 def test_the_cost_of_a_clip_is_that_of_its_requests_or_of_the_link(speed, threads, expected):
-    assert Demand(5, 100_000, 90_000).seconds(speed, threads) == pytest.approx(expected)
+    assert Demand(5, 100_000, 0).seconds(speed, threads) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(
+    ("latency", "threads", "expected"),
+    [
+        (1e-6, 64, 0.004 + 5 * 0.003 + 0.02 + 0.4e-9 * 90_000),  # one core is busy: more threads would not help
+        (0.1, 2, (5 * 0.1 + 0.0001 + 0.039036) / 2),  # the threads wait, and work in between
+    ],
+)
+def test_the_cost_of_a_clip_is_at_least_its_work_on_one_core(latency, threads, expected):
+    speed = StorageSpeed(latency, 1e9, request_cpu=0.003, byte_cpu=0.02 / 100_000)
+    assert Demand(5, 100_000, 90_000, planning=0.004).seconds(speed, threads) == pytest.approx(expected)
+
+
+def test_requests_that_cost_much_of_a_core_make_the_model_bridge_gaps():
+    fakes = FakeSet([FakeVideo(f"v{n}", num_frames=40) for n in range(20)])
+    source = make_source(fakes, steps=5000)
+    picked = {}
+    for cost in (0.0, 0.004):
+        speed = StorageSpeed(0.004, 1e9, request_cpu=cost)
+        choice = choose_reading(source, speed, range(4), threads=16, pool_bytes=10**5)
+        picked[cost] = choice.reading.name
+    assert picked == {0.0: "frame", 0.004: "span"}
+    assert "4.00 ms of CPU a request" in choice.describe()
+
+
+def test_planning_is_part_of_what_a_clip_costs(shard_set):
+    demands = measure_demands(make_source(shard_set), FAST, range(4), pool_bytes=10**9)
+    assert len({demand.planning for demand in demands.values()}) == 1
+    assert 0 < demands["frame"].planning < demands["frame"].seconds(FAST, 1)
+
+
+def test_known_speeds_come_with_what_requests_usually_cost(root, shard_set, tmp_path, monkeypatch):
+    monkeypatch.setenv("VOSFORGE_CACHE", str(tmp_path / "index"))
+    near = known_speed(make_source(shard_set), 0.01, 1e8)
+    with range_server(root.parent) as server, ShardSet.open(f"{server.url}/{root.name}") as remote:
+        far = known_speed(make_source(remote), 0.01, 1e8)
+    assert (near.latency, near.bandwidth) == (far.latency, far.bandwidth) == (0.01, 1e8)
+    assert 0 < near.request_cpu < far.request_cpu and 0 < near.byte_cpu < far.byte_cpu
 
 
 @pytest.mark.parametrize(
@@ -293,6 +332,7 @@ def test_a_probe_measures_the_slowed_storage(root):
     with ShardSet.open(root, SlowStorage(0.03, 5e6)) as slow:
         speed = probe_source(make_source(slow))
     assert 0.03 <= speed.latency < 0.3
+    assert 0 < speed.request_cpu < speed.latency  # waiting is no work
     assert 5e5 < speed.bandwidth < 5.5e6
 
 
