@@ -1,16 +1,13 @@
 """Thin-plate splines that bend finished frames: drawn as control points, applied to many frames on their device.
 
-Coordinates are those of the published recipe: normalised (x, y) with 0 at the first pixel's centre and 1 at the last's;
-the sampling position in pixels is that number times the side, not the side - 1, so even a spline that moves nothing
-stretches the frame by 1 / (side - 1) and shows the border's black in its last row and column.
-Positions are rounded to 1/32 px and sampled with integers, so every device picks the same pixels. Outside the frame lie
-black and label 0. Source: RDE, Li et al. 2022, stage 0; splines as in Bookstein 1989.
+Positions (`spline_map`) are rounded to 1/32 px and sampled with integers, so every device picks the same pixels.
+Outside the frame lie black and label 0. Source: RDE, Li et al. 2022, stage 0.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TypeVar
+from typing import Any
 
 import cv2
 import numpy as np
@@ -18,20 +15,8 @@ import torch
 from numpy.typing import NDArray
 
 from pipelines.order.streams import Stream
+from pipelines.spline_map import FRACTION_BITS, KERNEL_EPSILON, Points, PositionMap, fit
 from pipelines.types import ClipPixels, ClipPlan
-
-Points = NDArray[np.float64]
-"""(P, 2, 2): for each control point where it comes from and where it goes, as (x, y)."""
-
-FRACTION_BITS = 5
-"""Of a sampling position in pixels."""
-FARTHEST = (1 << 15 << FRACTION_BITS) - 1
-"""Positions that OpenCV's maps can hold."""
-KERNEL_EPSILON = 1e-6
-ROWS_AT_ONCE = 16
-"""On the CPU; the intermediate numbers of so many rows stay in its cache."""
-
-Positions = TypeVar("Positions", NDArray[np.int32], torch.Tensor)
 
 
 def draw_points(stream: Stream, count: int, side: int, deviation: float) -> Points:
@@ -45,43 +30,8 @@ def draw_points(stream: Stream, count: int, side: int, deviation: float) -> Poin
     return np.stack([starts, starts + deviation * noise], axis=1)
 
 
-def fit(points: Points) -> NDArray[np.float64]:
-    """(P + 3, 2): coefficients of the displacement source - target that the points have at their targets.
-
-    One per point for the kernel U(r) = r^2 ln(r + 1e-6), then those of 1, x and y. Raises ValueError for points on one
-    line or in one place.
-    """
-    targets, count = points[:, 1], len(points)
-    distances = np.linalg.norm(targets[:, None] - targets[None], axis=-1)
-    system = np.zeros((count + 3, count + 3))
-    system[:count, :count] = distances**2 * np.log(distances + KERNEL_EPSILON)
-    system[:count, count] = system[count, :count] = 1
-    system[:count, count + 1 :] = targets
-    system[count + 1 :, :count] = targets.T
-    wanted = np.zeros((count + 3, 2))
-    wanted[:count] = points[:, 0] - targets
-    try:
-        coefficients = np.linalg.solve(system, wanted)
-    except np.linalg.LinAlgError as error:
-        raise ValueError(f"no spline through {count} points that lie on one line or in one place") from error
-    return coefficients.astype(np.float64)
-
-
-def sampling_map(points: Points, size: tuple[int, int]) -> NDArray[np.int32]:
-    """(2, H, W): x and y, in 1/32 px from the first pixel's centre, of what each pixel of the bent frame shows."""
-    coefficients, result = fit(points), np.empty((2, *size), np.int32)
-    x = np.arange(size[1])[None] / (size[1] - 1)
-    for first in range(0, size[0], ROWS_AT_ONCE):
-        rows = slice(first, min(first + ROWS_AT_ONCE, size[0]))
-        y = np.arange(rows.start, rows.stop)[:, None] / (size[0] - 1)
-        shift_x, shift_y = _displacement(points[:, 1], coefficients, x, y)
-        for axis, (moved, side) in enumerate(((x + shift_x, size[1]), (y + shift_y, size[0]))):
-            result[axis, rows] = np.rint(moved * (side << FRACTION_BITS))
-    return result
-
-
 def sampling_maps(points: Sequence[Points], size: tuple[int, int], device: torch.device) -> torch.Tensor:
-    """`sampling_map` of N sets of equally many points, computed on `device`; (N, 2, H, W) int32.
+    """(N, 2, H, W) int32: the positions of `PositionMap` for N sets of equally many points, in 1/32 px, on `device`.
 
     In float64, so that two libraries round to different 1/32 px only within about 1e-12 px of a border.
     """
@@ -95,21 +45,6 @@ def sampling_maps(points: Sequence[Points], size: tuple[int, int], device: torch
     shifts = torch.einsum("npa,nphw->nahw", weights, kernel) + linear[:, 0] + linear[:, 1] * x + linear[:, 2] * y
     moved = torch.stack([(x + shifts[:, 0]) * size[1], (y + shifts[:, 1]) * size[0]], dim=1)
     return (moved * (1 << FRACTION_BITS)).round().to(torch.int32)
-
-
-def _displacement(
-    targets: NDArray[np.float64], coefficients: NDArray[np.float64], x: NDArray[np.float64], y: NDArray[np.float64]
-) -> NDArray[np.float64]:
-    """(2, rows, columns): how far from (x (1, columns), y (rows, 1)) the bent frame samples."""
-    squared = (x - targets[:, 0, None, None]) ** 2 + (y - targets[:, 1, None, None]) ** 2  # (P, rows, columns)
-    kernel = np.sqrt(squared)
-    kernel += KERNEL_EPSILON
-    np.log2(kernel, out=kernel)  # takes NumPy less than half the time of log
-    kernel *= squared
-    weights, (constant, of_x, of_y) = coefficients[:-3] * np.log(2), coefficients[-3:]
-    bent = (weights.T @ kernel.reshape(len(targets), -1)).reshape(2, *kernel.shape[1:])
-    result: NDArray[np.float64] = bent + constant[:, None, None] + of_x[:, None, None] * x + of_y[:, None, None] * y
-    return result
 
 
 def bend(pixels: ClipPixels, plans: Sequence[ClipPlan]) -> ClipPixels:
@@ -126,8 +61,9 @@ def bend(pixels: ClipPixels, plans: Sequence[ClipPlan]) -> ClipPixels:
     points = [plans[clip].splines[frame] for clip, frame in places]
     splines = [each for each in points if each is not None]
     if images.device.type == "cpu":
+        bender = FrameBender(size)
         for place, spline in zip(places, splines, strict=True):
-            bend_frame(images[place].numpy(), labels[place].numpy(), sampling_map(spline, size))
+            bender(images[place].numpy(), labels[place].numpy(), spline)
     else:
         clips, frames = (list(numbers) for numbers in zip(*places, strict=True))
         maps = sampling_maps(splines, size, images.device)
@@ -136,23 +72,31 @@ def bend(pixels: ClipPixels, plans: Sequence[ClipPlan]) -> ClipPixels:
     return ClipPixels(images, labels, pixels.annotated, pixels.soft)
 
 
-def bend_frame(image: NDArray[np.uint8], labels: NDArray[np.uint8], positions: NDArray[np.int32]) -> None:
-    """Bend one image (H, W, 3) and its labels (H, W) in place, by positions (2, H, W) in 1/32 px.
+class FrameBender:
+    """Bends frames of one size (height, width) on the CPU, in memory that it keeps between them.
 
     The steps of 1/32 px are those of OpenCV's own integer maps: to the bit what sample_linear and sample_nearest give.
     """
-    # What lies beyond 16 bit lies outside of every frame, too.
-    x, y = np.clip(positions, -FARTHEST, FARTHEST)
-    pixels, steps = np.empty((*x.shape, 2), np.int16), (1 << FRACTION_BITS) - 1
-    pixels[..., 0], pixels[..., 1] = x >> FRACTION_BITS, y >> FRACTION_BITS
-    fractions = (((y & steps) << FRACTION_BITS) | (x & steps)).astype(np.uint16)
-    padded = cv2.cvtColor(image, cv2.COLOR_RGB2RGBA)  # four channels take OpenCV 5 half the time of three
-    border = cv2.BORDER_CONSTANT
-    bent = cv2.remap(padded, pixels, fractions, cv2.INTER_LINEAR, borderMode=border, borderValue=0)
-    cv2.cvtColor(bent, cv2.COLOR_RGBA2RGB, dst=image)
-    pixels[..., 0], pixels[..., 1] = _nearest(x), _nearest(y)
-    none = np.empty(0, np.uint16)
-    labels[:] = cv2.remap(labels, pixels, none, cv2.INTER_NEAREST, borderMode=border, borderValue=0)
+
+    def __init__(self, size: tuple[int, int]) -> None:
+        self._map = PositionMap(size)
+        self._steps = np.empty((*size, 2), np.int16), np.empty(size, np.uint16)
+        self._padded, self._bent = np.empty((2, *size, 4), np.uint8)
+        self._labels = np.empty(size, np.uint8)
+
+    def __call__(self, image: NDArray[np.uint8], labels: NDArray[np.uint8], points: Points) -> None:
+        """Bend one image (H, W, 3) and its labels (H, W) in place."""
+        x, y = self._map.of(points)
+        options: dict[str, Any] = {"borderMode": cv2.BORDER_CONSTANT, "borderValue": 0}
+        maps = cv2.convertMaps(x, y, cv2.CV_16SC2, *self._steps)
+        cv2.cvtColor(image, cv2.COLOR_RGB2RGBA, dst=self._padded)  # OpenCV 5 takes half the time for four channels
+        cv2.remap(self._padded, *maps, cv2.INTER_LINEAR, dst=self._bent, **options)
+        cv2.cvtColor(self._bent, cv2.COLOR_RGBA2RGB, dst=image)
+        # Between two steps there are no ties, which OpenCV would round to even numbers and we round up.
+        x += 0.5 / (1 << FRACTION_BITS)
+        y += 0.5 / (1 << FRACTION_BITS)
+        whole, none = cv2.convertMaps(x, y, cv2.CV_16SC2, self._steps[0], nninterpolation=True)
+        labels[:] = cv2.remap(labels, whole, none, cv2.INTER_NEAREST, dst=self._labels, **options)
 
 
 def sample_linear(images: torch.Tensor, maps: torch.Tensor) -> torch.Tensor:
@@ -172,7 +116,7 @@ def sample_nearest(labels: torch.Tensor, maps: torch.Tensor) -> torch.Tensor:
     return _at(labels[..., None], nearest[:, 1], nearest[:, 0])[..., 0].to(torch.uint8)
 
 
-def _nearest(positions: Positions) -> Positions:
+def _nearest(positions: torch.Tensor) -> torch.Tensor:
     return (positions + (1 << (FRACTION_BITS - 1))) >> FRACTION_BITS
 
 

@@ -13,7 +13,7 @@ from PIL import Image
 from pipelines.augmentation import affine_matrices
 from pipelines.executors.encoded import decode_labels, fill_colour
 from pipelines.executors.pillow_steps import greyscale, jitter, mirror, open_image, warp
-from pipelines.spline import KERNEL_EPSILON, Points, fit
+from pipelines.spline_map import KERNEL_EPSILON, Points, fit
 from pipelines.types import EncodedClip, StillSteps
 
 BICUBIC, NEAREST = Image.Resampling.BICUBIC, Image.Resampling.NEAREST

@@ -13,8 +13,7 @@ from numpy.typing import NDArray
 from pipelines.damage import IOU_EPSILON, damage_mask, damage_together
 from pipelines.executors.paper_still import bend
 from pipelines.order.streams import WORD, Stream, StreamName
-from pipelines.spline import bend_frame as bend_on_cpu
-from pipelines.spline import draw_points, sample_linear, sample_nearest, sampling_map, sampling_maps
+from pipelines.spline import FrameBender, draw_points, sample_linear, sample_nearest, sampling_maps
 from pipelines.types import VOID, ClipPixels, ClipPlan
 
 POINTS, DEVIATION = 12, 0.02
@@ -35,10 +34,11 @@ class Counts(Protocol):
 def compare_splines(pixels: ClipPixels, plan: ClipPlan, device: torch.device, counts: Callable[[str], Counts]) -> None:
     """Bend the frames of one clip by a spline each as stage 0 draws them, in all three forms."""
     size = pixels.labels.shape[2], pixels.labels.shape[3]
+    bender = FrameBender(size)
     for frame, (image, labels) in enumerate(zip(pixels.images[0].numpy(), pixels.labels[0].numpy(), strict=True)):
         points = draw_points(Stream(plan.damage_key, StreamName.SPLINE, frame), POINTS, min(size), DEVIATION)
         ours, our_labels = image.copy(), labels.copy()
-        bend_on_cpu(ours, our_labels, sampling_map(points, size))
+        bender(ours, our_labels, points)
         maps = sampling_maps([points], size, device)
         batched = sample_linear(torch.from_numpy(image)[None].to(device), maps)[0]
         batched_labels = sample_nearest(torch.from_numpy(labels)[None].to(device), maps)[0]

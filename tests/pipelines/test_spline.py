@@ -10,7 +10,16 @@ import pytest
 import torch
 
 from pipelines.order.streams import Stream, StreamName
-from pipelines.spline import bend, draw_points, fit, sample_linear, sample_nearest, sampling_map, sampling_maps
+from pipelines.spline import bend, draw_points, fit, sample_linear, sample_nearest, sampling_maps
+from pipelines.spline_map import (
+    COLUMNS_OF_BOUND,
+    LOG_ERROR,
+    ROWS_AT_ONCE,
+    Float32Spline,
+    PositionMap,
+    evaluate_at,
+    rounding_bounds,
+)
 from pipelines.types import ClipPixels
 from tests.pipelines.clips import noise_labels, picture, plain_plan
 
@@ -55,6 +64,18 @@ def slow_bend(image: np.ndarray, labels: np.ndarray, spline: np.ndarray) -> tupl
             if 0 <= r < height and 0 <= c < width:
                 bent_labels[row, column] = labels[r, c]
     return bent, bent_labels
+
+
+def positions_in_float64(spline: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """(2, H, W), not rounded, in pixels: the formula once more, for all pixels at once."""
+    height, width = size
+    y, x = np.meshgrid(np.arange(height) / (height - 1), np.arange(width) / (width - 1), indexing="ij")
+    shift = [0, 0]
+    for (target_x, target_y), weight in zip(spline[:, 1], fit(spline), strict=False):
+        distance = np.hypot(x - target_x, y - target_y)
+        shift = [s + w * distance**2 * np.log(distance + 1e-6) for s, w in zip(shift, weight, strict=True)]
+    affine = [c[0] + c[1] * x + c[2] * y for c in fit(spline)[-3:].T]
+    return np.stack([(x + shift[0] + affine[0]) * width, (y + shift[1] + affine[1]) * height])
 
 
 def pixels(seed: int = 0) -> ClipPixels:
@@ -105,14 +126,14 @@ def test_the_batched_form_equals_the_one_of_the_cpu() -> None:
     plans = [dataclasses.replace(plain_plan(size), splines=(spline,)) for spline in splines]
     one_by_one = bend(ClipPixels(images[:, None], labels[:, None], torch.ones(6, 1)), plans)
     for spline, found in zip(splines, maps, strict=True):
-        assert np.array_equal(found.numpy(), sampling_map(spline, size))
+        assert np.array_equal(found.numpy(), PositionMap(size).of(spline) * 32)
     assert torch.equal(sample_nearest(labels, maps), one_by_one.labels[:, 0])
     assert torch.equal(sample_linear(images, maps), one_by_one.images[:, 0])
 
 
 def test_points_that_do_not_move_still_stretch_the_frame_by_one_pixel_as_published() -> None:
     still = points(deviation=0.0)
-    x, y = sampling_map(still, SIZE) / 32
+    x, y = PositionMap(SIZE).of(still)
     expected = np.arange(40) / 39 * 40
     assert np.abs(x - expected).max() <= 1 / 64
     assert np.abs(y - expected[:, None]).max() <= 1 / 64
@@ -130,3 +151,74 @@ def test_points_without_a_spline_are_refused() -> None:
     same = np.full((4, 2, 2), 0.5)
     with pytest.raises(ValueError, match="no spline through 4 points"):
         fit(same)
+
+
+SPLINES = {
+    "as drawn": points(5, side=96, deviation=0.02),
+    "strong": points(6, side=96, deviation=0.3),
+    "two points next to each other": np.concatenate([points(7, side=96), points(7, side=96)[:1] + 0.001 * np.eye(2)]),
+    "beyond the frame": points(8, side=96) * 3 - 1,
+    "four points": points(9, count=4, side=96),
+    "not moved": points(10, side=96, deviation=0),
+}
+
+
+@pytest.mark.parametrize("size", [(96, 96), (50, 131)])
+@pytest.mark.parametrize("spline", SPLINES.values(), ids=SPLINES)
+def test_positions_are_those_of_float64(spline: np.ndarray, size: tuple[int, int]) -> None:
+    exact = positions_in_float64(spline, size) * 32
+    apart = np.abs(PositionMap(size).of(spline) * 32 - exact)
+    assert apart.max() < 0.5 + 1e-6
+    assert np.array_equal(PositionMap(size).of(spline) * 32, sampling_maps([spline], size, torch.device("cpu"))[0])
+
+
+@pytest.mark.parametrize("off", [-1e-7, 1e-7])
+def test_positions_next_to_a_border_between_two_steps_are_those_of_float64(off: float) -> None:
+    # A frame of 33 px moved by half a step: in float32 every pixel of its first column and row lies on a border.
+    spline = points(11, side=33, deviation=0.0)
+    spline[:, 0] += (0.5 + off) / (32 * 33)
+    x, y = PositionMap((33, 33)).of(spline) * 32
+    assert np.array_equal(x[:, 0], np.full(33, round(0.5 + off)))
+    assert np.array_equal(y[0], np.full(33, round(0.5 + off)))
+
+
+@pytest.mark.parametrize("spline", SPLINES.values(), ids=SPLINES)
+def test_float32_is_off_by_less_than_its_bound(spline: np.ndarray) -> None:
+    size, shifts = (96, 96), np.empty((2, 96, 96), np.float32)
+    float32 = Float32Spline(spline[:, 1], fit(spline), size)
+    for first in range(0, 96, ROWS_AT_ONCE):
+        rows = slice(first, first + ROWS_AT_ONCE)
+        float32.shifts(rows, shifts[:, rows])
+    own = np.stack(np.meshgrid(np.arange(96), np.arange(96))) * 32
+    bounds = rounding_bounds(spline[:, 1], fit(spline), size)
+    bounds = bounds.repeat(ROWS_AT_ONCE, axis=1).repeat(COLUMNS_OF_BOUND, axis=2)
+    errors = np.abs(shifts + own - positions_in_float64(spline, size) * 32)
+    assert (errors <= bounds).all()
+    assert errors.max() > 0.02 * bounds.min()  # it is a bound on something of its size
+
+
+def test_few_pixels_are_computed_in_float64(monkeypatch: pytest.MonkeyPatch) -> None:
+    shares = []
+
+    def count(pixels: np.ndarray, *rest: np.ndarray) -> None:
+        shares.append(len(pixels) / 128**2)
+        evaluate_at(pixels, *rest)
+
+    monkeypatch.setattr("pipelines.spline_map.evaluate_at", count)
+    for seed in range(8):
+        PositionMap((128, 128)).of(points(seed, side=128, deviation=0.02))
+    assert 0 < np.median(shares) < 0.2
+
+
+def test_log2_of_float32_is_as_exact_as_the_bound_takes_it_to_be() -> None:
+    generator = np.random.default_rng(0)
+    values = np.exp2(generator.uniform(-20, 3, 300_000)).astype(np.float32)
+    exact = np.log2(values.astype(np.float64))
+    assert (np.abs(np.log2(values) - exact) <= LOG_ERROR * 2.0**-24 * np.abs(exact)).all()
+
+
+def test_a_map_is_as_good_the_second_time() -> None:
+    kept, splines = PositionMap(SIZE), [points(seed) for seed in (1, 2)]
+    first, second = (kept.of(spline).copy() for spline in splines)
+    assert np.array_equal(first, PositionMap(SIZE).of(splines[0]))
+    assert np.array_equal(second, PositionMap(SIZE).of(splines[1]))
