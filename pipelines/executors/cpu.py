@@ -199,7 +199,7 @@ def warp_soft_mask(levels: NDArray[np.uint8] | None, matrix: NDArray[np.float64]
 
 
 def run_step(_step: Step, work: Callable[..., Any], *arguments: Any) -> Any:
-    """Do one step of a frame. `pipelines.costs.data_variants` puts others here, which time steps or leave them out."""
+    """Do one step of a frame. Whoever measures puts others here, which time steps or leave them out."""
     return work(*arguments)
 
 

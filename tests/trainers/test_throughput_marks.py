@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import nn
 
-from pipelines.costs.timeline import Timeline
 from trainers.throughput.runs import Marks
+from trainers.throughput.timeline import Timeline
 
 
 class Clock:

@@ -17,8 +17,6 @@ import numpy as np
 import torch
 from torch.nn.parallel import DistributedDataParallel
 
-from pipelines.costs.data_variants import ENDLESS
-from pipelines.costs.timeline import Span, Timeline, covered_seconds, sum_by_name
 from pipelines.executors import make_executor
 from pipelines.executors.cpu import Step
 from pipelines.loader import share_of_batch
@@ -30,6 +28,7 @@ from trainers.running.distributed import choose_device, gather_objects, process_
 from trainers.running.stage_run import StageRun
 from trainers.running.stages import Place, executor_name, open_sources, open_stage
 from trainers.running.starting import make_model
+from trainers.throughput.data_variants import ENDLESS
 from trainers.throughput.gpu_load import gpu_name, watch_gpu
 from trainers.throughput.runs import (
     MIN_COUNT,
@@ -42,6 +41,7 @@ from trainers.throughput.runs import (
     run_data,
     run_steps,
 )
+from trainers.throughput.timeline import Span, Timeline, covered_seconds, sum_by_name
 from trainers.throughput.types import Circumstances, Measurement, Waits
 
 logger = logging.getLogger(__name__)

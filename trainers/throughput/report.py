@@ -6,9 +6,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
-from pipelines.costs.timeline import chrome_trace, occupancy
 from trainers.pages import figure_html, heading, html_table, make_page, new_figure, paragraph, text_table
 from trainers.throughput.measure import RankResult, slowest_rank
+from trainers.throughput.timeline import chrome_trace, occupancy
 from trainers.throughput.types import Measurement, Verdict
 from trainers.throughput.verdict import judge, storage_rows, what_if
 

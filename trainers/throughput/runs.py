@@ -13,17 +13,6 @@ import torch
 from torch.utils.hooks import RemovableHandle
 
 from pipelines.assembly import make_assembly
-from pipelines.costs.data_variants import (
-    ENDLESS,
-    KeptPixels,
-    TimedFeed,
-    VariedReader,
-    VariedSource,
-    kept_batch,
-    timed_steps,
-    without_augmentation,
-)
-from pipelines.costs.timeline import Span, Timeline
 from pipelines.device_feed import make_feed
 from pipelines.executors import make_executor
 from pipelines.executors.cpu import CpuExecutor, Step
@@ -36,6 +25,17 @@ from trainers.running.loop import train_stage
 from trainers.running.stage_run import Hooks, StageRun
 from trainers.running.stages import Place
 from trainers.running.stopping import StopRequest
+from trainers.throughput.data_variants import (
+    ENDLESS,
+    KeptPixels,
+    TimedFeed,
+    VariedReader,
+    VariedSource,
+    kept_batch,
+    timed_steps,
+    without_augmentation,
+)
+from trainers.throughput.timeline import Span, Timeline
 
 WARM_UP = 2
 """First batches or steps of a run that do not count."""

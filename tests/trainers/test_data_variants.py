@@ -11,16 +11,6 @@ import pytest
 import simplejpeg
 import torch
 
-from pipelines.costs.data_variants import (
-    KeptPixels,
-    TimedFeed,
-    VariedReader,
-    VariedSource,
-    kept_batch,
-    timed_steps,
-    without_augmentation,
-)
-from pipelines.costs.timeline import Timeline
 from pipelines.device_feed import NoFeed
 from pipelines.executors.cpu import CpuExecutor
 from pipelines.loader import ClipLoader
@@ -31,6 +21,16 @@ from pipelines.source import ClipSource
 from pipelines.types import EncodedClip
 from shards.reader import ShardSet
 from tests.shards.small_tree import build_set, label_maps, write_tree
+from trainers.throughput.data_variants import (
+    KeptPixels,
+    TimedFeed,
+    VariedReader,
+    VariedSource,
+    kept_batch,
+    timed_steps,
+    without_augmentation,
+)
+from trainers.throughput.timeline import Timeline
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -6,7 +6,7 @@ import threading
 
 import pytest
 
-from pipelines.costs.timeline import Span, Timeline, chrome_trace, covered_seconds, occupancy, sum_by_name
+from trainers.throughput.timeline import Span, Timeline, chrome_trace, covered_seconds, occupancy, sum_by_name
 
 
 class Clock:

@@ -13,7 +13,6 @@ import torch
 from numpy.typing import NDArray
 
 from pipelines.augmentation import Crop, crop_matrix
-from pipelines.costs.timeline import Timeline
 from pipelines.device_feed import DeviceFeed, Record
 from pipelines.executors.cpu import RunStep, Step
 from pipelines.executors.encoded import jpeg_size
@@ -21,6 +20,7 @@ from pipelines.loader import Assemble
 from pipelines.reading.clip_reader import ClipReader, ReadClip, ReadCount
 from pipelines.source import ClipSource
 from pipelines.types import Batch, ClipPixels, ClipPlan, EncodedClip
+from trainers.throughput.timeline import Timeline
 
 NO_COLOUR = np.eye(3, 4, dtype=np.float32)
 ENDLESS = 10**9
