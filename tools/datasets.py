@@ -156,15 +156,18 @@ def _facts(root: Location) -> dict[str, Any]:
 
 def _for_people(facts: dict[str, Any]) -> dict[str, str]:
     """The facts as lines: what is said of them -> in words."""
-    sizes = [f"{size['width']}x{size['height']} {size['videos']}" for size in facts["image_sizes"]]
+    sizes = [f"{size['width']}x{size['height']} of {counted(size['videos'], 'video')}" for size in facts["image_sizes"]]
+    lengths = " to ".join(str(length) for length in sorted({facts["shortest_video"], facts["longest_video"]}))
     words = {
         "made of": " ".join(parent[:16] for parent in facts["parents"]) or "its source",
         "shards": f"{facts['shards']}, {facts['shard_bytes'] / 1e6:.1f} MB",
-        "frames": f"{facts['frames']}, {facts['shortest_video']} to {facts['longest_video']} a video",
+        "frames": f"{facts['frames']}, {lengths} a video",
         "annotated": f"{facts['annotated_frames'] / facts['frames']:.1%}",
         "splits": ", ".join(f"{split} {count}" for split, count in facts["splits"].items()) or "none",
         "image sizes": ", ".join(sizes[:4]) + f" and {len(sizes) - 4} more" * (len(sizes) > 4),
-        "objects: videos": ", ".join(f"{count}: {videos}" for count, videos in facts["videos_by_objects"].items()),
+        "objects a video": ", ".join(
+            f"{count} in {counted(videos, 'video')}" for count, videos in facts["videos_by_objects"].items()
+        ),
     }
     plain = ("kind", "fingerprint", "mask_codec", "videos", "objects", "refused", "warnings")
     return {key.replace("_", " "): str(facts[key]) for key in plain} | words
