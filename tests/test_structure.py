@@ -104,7 +104,7 @@ def test_every_tool_answers_a_wrong_option_with_one_line_and_status_2(
 def test_every_tool_has_a_console_script() -> None:
     text = (REPOSITORY / "pyproject.toml").read_text(encoding="utf-8")
     for path in EXECUTABLES:
-        assert f'vosforge-{path.stem} = "tools.{path.stem}:main"' in text
+        assert f'vosforge-{path.stem.replace("_", "-")} = "tools.{path.stem}:main"' in text
 
 
 def test_importing_the_packages_neither_seeds_nor_loads_dali() -> None:
