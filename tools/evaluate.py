@@ -16,10 +16,11 @@ from argparse import Namespace
 from collections.abc import Sequence
 from pathlib import Path
 
-from tqdm import tqdm
-
 from pipelines.pictures import save_png
-from tools.cli import Parser, run
+from shards.wording import counted
+from tools.argument_types import UsageError
+from tools.cli import Parser, run, sigterm_as_ctrl_c
+from tools.progress import Progress
 from trainers.prediction.videos import VideoSource, choose_split, choose_videos, open_videos
 from trainers.scoring.pictures import worst_frames, worst_sheet, write_plots
 from trainers.scoring.protocols import PROTOCOLS, Protocol, evaluate, usual_protocol
@@ -39,20 +40,23 @@ def evaluate_results(arguments: list[str]) -> int:
     logging.getLogger("matplotlib").setLevel(logging.WARNING)  # it tells of its font cache
     source, protocol = _open(options)
     split = choose_split(source, options.split, protocol.splits)
-    videos = choose_videos(source, split, options.videos)
+    if options.categories is not None and protocol.name != "youtube_vos":
+        raise UsageError(f"--categories goes with --protocol youtube_vos; these are scored by {protocol.name}")
+    videos = choose_videos(source, split, options.videos, within_split=options.split is not None)
     results = find_results(options.results, videos)
     categories = Categories() if options.categories is None else read_categories(options.categories)
-    with tqdm(total=len(videos), unit="video", desc="scored", disable=None) as bar:
-        scores = evaluate(source, results, protocol, videos, jobs=options.jobs, on_video=lambda video: bar.update())
+    with sigterm_as_ctrl_c():
+        scores = _score(source, results, protocol, videos, jobs=options.jobs)
     figures = protocol.figures(source, scores, categories)
     label = f"{split}-selected" if options.videos else split  # the files of a whole split are not those of a part
     report = Report(protocol, label, source.identity, str(options.results), scores, figures)
-    folder = options.output or options.results
+    folder = options.out or options.results
     written = [
         *write_report(folder, report),
         *_write_extras(options, folder, label, scores, source=source, results=results),
     ]
-    print(f"{protocol.name} {split}: {len(videos)} videos, {len(scores)} objects\nrules: {protocol.rules}")
+    counts = f"{counted(len(videos), 'video')}, {counted(len(scores), 'object')}"
+    print(f"{protocol.name} {split}: {counts}\nrules: {protocol.rules}")
     if protocol.name == "youtube_vos" and options.categories is None:
         print("all objects count as seen: G is the mean of their J and F (--categories FILE tells which are unseen)")
     print(f"\n{format_report(report)}\n\nwritten: " + ", ".join(map(str, written)))
@@ -62,12 +66,33 @@ def evaluate_results(arguments: list[str]) -> int:
 def _open(options: Namespace) -> tuple[VideoSource, Protocol]:
     """The truth, and the protocol asked for or the usual one for its kind."""
     splits = PROTOCOLS["youtube_vos"].splits if options.split is None else (options.split,)
-    name = options.protocol or usual_protocol(open_videos(options.dataset, splits=splits).kind)
-    protocol = PROTOCOLS[name]
+    if options.protocol is None:
+        source = open_videos(options.dataset, splits=splits)
+        return source, PROTOCOLS[usual_protocol(source.kind)]
+    protocol = PROTOCOLS[options.protocol]
     source = open_videos(
         options.dataset, list_folders=protocol.list_folders, splits=splits, annotations=protocol.annotations
     )
     return source, protocol
+
+
+def _score(
+    source: VideoSource, results: ResultFolder, protocol: Protocol, videos: Sequence[str], *, jobs: int
+) -> list[ObjectScores]:
+    """Score behind a bar. Nothing is written on the way, and whoever stops it is told so."""
+    done = 0
+
+    def count(_video: str) -> None:
+        nonlocal done
+        done += 1
+        bar.add(1)
+
+    with Progress(len(videos), "video", "scored") as bar:
+        try:
+            return evaluate(source, results, protocol, videos, jobs=jobs, on_video=count)
+        except KeyboardInterrupt as error:
+            error.add_note(f"{done} of {counted(len(videos), 'video')} were scored; nothing is written before all are")
+            raise
 
 
 def _write_extras(
@@ -117,7 +142,7 @@ def _parse(arguments: list[str]) -> Namespace:
     parser.add_argument("--curves", action="store_true", help="write J and F of every object and frame as CSV")
     parser.add_argument("--plots", action="store_true", help="draw J over time, a PNG per video")
     parser.add_argument("--worst", type=int, metavar="N", help="draw the N worst frames, truth beside result")
-    parser.add_argument("--output", type=Path, metavar="DIR", help="where all files go (default: RESULTS)")
+    parser.add_argument("--out", "--output", type=Path, metavar="FOLDER", help="of all files (default: RESULTS)")
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="processes (default: all cores)")
     options = parser.parse_args(arguments)
     for name in ("jobs", "worst"):

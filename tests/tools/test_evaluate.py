@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -14,7 +15,10 @@ from shards.errors import DataError
 from tests.conftest import REPOSITORY
 from tests.trainers.small_videos import label_map, save_labels, write_results, write_tree
 from tests.trainers.small_youtube import write_youtube_tree
+from tools.argument_types import UsageError
+from tools.cli import TerminatedError
 from tools.evaluate import evaluate_results
+from tools.progress import Progress
 from trainers.prediction.video_folders import UnknownNameError
 
 VIDEOS = {"one": (1,), "two": (1, 2)}
@@ -47,6 +51,28 @@ def test_perfect_results_print_and_write_ones(truth: Path, tmp_path: Path, capsy
     assert json.loads((perfect / "results-val.json").read_text())["global"]["J&F-Mean"] == 1.0
 
 
+def test_a_run_that_is_stopped_says_how_far_it_was_and_leaves_no_scores(
+    truth: Path, results: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Progress, "add", lambda _bar, _count: os.kill(os.getpid(), signal.SIGTERM))
+    with pytest.raises(TerminatedError) as stopped:
+        evaluate_results([str(results), str(truth), "--jobs", "1"])
+    assert stopped.value.__notes__ == ["1 of 2 videos were scored; nothing is written before all are"]
+    assert sorted(path.name for path in results.iterdir()) == sorted(VIDEOS)
+
+
+def test_categories_are_refused_where_the_protocol_has_none(truth: Path, results: Path, tmp_path: Path) -> None:
+    with pytest.raises(
+        UsageError, match="--categories goes with --protocol youtube_vos; these are scored by davis2017"
+    ):
+        evaluate_results([str(results), str(truth), "--categories", str(tmp_path / "categories.json")])
+
+
+def test_videos_of_a_split_that_is_named_must_be_of_it(truth: Path, results: Path) -> None:
+    with pytest.raises(UnknownNameError, match="no video 'three' in split 'val'; there are one, two"):
+        evaluate_results([str(results), str(truth), "--split", "val", "--videos", "three"])
+
+
 def test_old_score_files_are_never_printed_for_new_results(
     truth: Path, results: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -70,11 +96,11 @@ def test_chosen_videos_are_scored_without_a_list_into_the_folder_given(
         "two",
         "--protocol",
         "davis2016",
-        "--output",
+        "--out",
         str(tmp_path / "deep" / "scores"),
     ]
     assert evaluate_results([*arguments, "--jobs", "1"]) == 0
-    assert "davis2016 val: 1 videos, 1 objects" in capsys.readouterr().out
+    assert "davis2016 val: 1 video, 1 object\n" in capsys.readouterr().out
     assert sorted(path.name for path in (tmp_path / "deep" / "scores").iterdir()) == [
         "global_results-val-selected.csv",
         "per-sequence_results-val-selected.csv",

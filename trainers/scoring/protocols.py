@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -11,6 +12,7 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
+from shards.building.work import begin_reader, without_interrupts
 from trainers.prediction.videos import UNSUPERVISED, VideoSource
 from trainers.scoring import davis as score_davis
 from trainers.scoring import youtube as score_youtube
@@ -135,8 +137,10 @@ def _score_all(
         return
     # Spawned, not forked: the caller may hold threads (OpenCV, torch) that a forked child would wait for.
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(min(jobs, len(videos)), mp_context=context, initializer=_start_worker) as pool:
-        futures = [pool.submit(protocol.score, source, results, video) for video in videos]
+    parent = (os.getpid(),)
+    with ProcessPoolExecutor(min(jobs, len(videos)), context, initializer=_start_worker, initargs=parent) as pool:
+        with without_interrupts():
+            futures = [pool.submit(protocol.score, source, results, video) for video in videos]
         try:
             for future in futures:
                 yield future.result()
@@ -146,5 +150,6 @@ def _score_all(
             pool.shutdown(wait=False, cancel_futures=True)
 
 
-def _start_worker() -> None:
+def _start_worker(parent: int) -> None:
+    begin_reader(parent)
     cv2.setNumThreads(1)  # the processes already fill the cores
