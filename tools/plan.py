@@ -41,6 +41,7 @@ from trainers.looking.schedule import (
     StageSchedule,
     config_path,
     differences,
+    gap_rule,
     make_schedule,
     mix_rows,
     plot_schedule,
@@ -133,11 +134,20 @@ def _show(given: Namespace, stack: ExitStack) -> Answer:
     sources, problem = _try_to_open(config, stack)
     schedules = make_schedule(config, sources)
     tables = [schedule_rows(schedules)] + ([mix_rows(schedules)] if sources is not None else [])
-    notes = [f"no mix and no passes, because the data was not found: {problem}"] if problem else []
+    notes = _gap_rules(config)
+    notes += [f"no mix and no passes, because the data was not found: {problem}"] if problem else []
     text = "\n\n".join([text_table(*table) for table in tables] + notes)
     page = [html_table(*table) for table in tables] + [paragraph(note, "note") for note in notes]
     page.append(figure_html(plot_schedule(schedules), "tables of the recipe over the steps of the run"))
     return Answer(text, page, [_plain_schedule(schedule) for schedule in schedules])
+
+
+def _gap_rules(config: Config) -> list[str]:
+    """A line for each rule that stages have: how far apart neighbouring frames of their clips may lie."""
+    stages: dict[str, list[str]] = {}
+    for stage in config.stages:
+        stages.setdefault(gap_rule(stage.clip_recipe()), []).append(stage.name)
+    return [f"gaps between frames of a clip ({', '.join(names)}): {rule}" for rule, names in stages.items() if rule]
 
 
 def _try_to_open(config: Config, stack: ExitStack) -> tuple[list[ClipSource] | None, str]:
@@ -203,7 +213,8 @@ def _compare_clips(configs: list[Config], schedules: list[list[StageSchedule]], 
 
 
 def _find(given: Namespace, stack: ExitStack) -> Answer:
-    sources = open_sources(load_config(config_path(given.config), given.overrides), stack)
+    config = load_config(config_path(given.config), given.overrides)
+    sources = open_sources(config, stack)
     if given.video is not None:
         _require_video(given.video, sources)
     clips = find_clips(sources, given.steps, world_size=given.world_size)
@@ -215,7 +226,9 @@ def _find(given: Namespace, stack: ExitStack) -> Answer:
     ]
     header = ["step", "rank", "clip of stage", "data set", "video", "frames", "gaps", "object ids"]
     text = text_table(header, rows) if rows else f"no clip of {given.video} in these steps"
-    return Answer(text, [html_table(header, rows)], [clip.as_plain() for clip in found])
+    page, rules = [html_table(header, rows)], _gap_rules(config) if rows else []
+    page += [paragraph(rule, "note") for rule in rules]
+    return Answer("\n\n".join([text, *rules]), page, [clip.as_plain() for clip in found])
 
 
 def _require_video(name: str, sources: list[ClipSource]) -> None:

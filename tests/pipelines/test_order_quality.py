@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from pipelines.order.pooled import Pooled
 from pipelines.order.sampling import MixEntry
 from pipelines.order_quality import describe_order, drawn_videos, first_videos, shuffled
 from pipelines.recipes import make_recipe
@@ -65,6 +66,40 @@ def test_the_order_of_a_source_is_what_its_plans_show_and_no_worse_than_uniform(
     ours, uniform = (describe_order(videos, 4, starts=first_videos(source)) for videos in (order, shuffled(order)))
     assert ours.distinct_per_batch > uniform.distinct_per_batch - 0.1
     assert max(map(abs, ours.autocorrelation.values())) < 0.2
+
+
+@pytest.mark.parametrize("pooled", [None, Pooled(videos=8, uses=5, streams=2)], ids=["full", "pooled"])
+def test_the_quality_of_a_mix_in_either_order_is_that_of_a_slow_count(pooled: Pooled | None) -> None:
+    sets = [FakeSet([FakeVideo(num_frames=9) for _ in range(count)]) for count in (12, 30)]
+    mix = [MixEntry(sets[0], "train", 2), MixEntry(sets[1], "train")]
+    source = ClipSource(mix, make_recipe("rde_video", {"size": 32}), seed=5, steps=70, batch_size=6, pooled=pooled)
+    quality = describe_order(drawn_videos(source, 0, 420), 6, starts=first_videos(source), lags=(1, 2, 7))
+    plans = [source.plan(number) for number in range(420)]
+    batches = [{(plan.dataset, plan.video) for plan in plans[first : first + 6]} for first in range(0, 420, 6)]
+    assert quality.distinct_per_batch == pytest.approx(sum(map(len, batches)) / 70)
+    last: dict[tuple[int, int], int] = {}
+    distances = []
+    for place, plan in enumerate(plans):
+        if (plan.dataset, plan.video) in last:
+            distances.append(place - last[plan.dataset, plan.video])
+        last[plan.dataset, plan.video] = place
+    assert quality.repeat_distance == pytest.approx((min(distances), *np.quantile(distances, (0.05, 0.5))))
+    means = [np.mean([plan.video for plan in plans if plan.dataset == number]) for number in range(2)]
+    places = [plan.video - means[plan.dataset] for plan in plans]
+    for lag in (1, 2, 7):
+        assert quality.autocorrelation[lag] == pytest.approx(np.corrcoef(places[:-lag], places[lag:])[0, 1])
+    assert quality.num_videos == 42
+
+
+def test_a_pooled_order_repeats_sooner_than_a_uniform_one_and_is_no_sorted_one() -> None:
+    fakes = FakeSet([FakeVideo(num_frames=9) for _ in range(60)])
+    recipe = make_recipe("rde_video", {"size": 32})
+    options = {"seed": 5, "steps": 300, "batch_size": 8}
+    source = ClipSource([MixEntry(fakes, "train")], recipe, pooled=Pooled(videos=12, uses=8, streams=4), **options)
+    order = drawn_videos(source, 0, 2400)
+    ours, uniform = describe_order(order, 8), describe_order(shuffled(order), 8)
+    assert ours.num_videos == 60 and ours.repeat_distance[2] < 0.7 * uniform.repeat_distance[2]
+    assert max(map(abs, ours.autocorrelation.values())) < 0.3
 
 
 def test_a_fixed_pattern_of_data_sets_is_no_correlation_of_their_clips() -> None:

@@ -31,6 +31,7 @@ def test_show_lists_what_changes_and_says_when_there_is_no_data(
     ]
     stage = json.loads((tmp_path / "a.json").read_bytes())[0]
     assert (stage["passes"], stage["tables"]["max_gap"]) == (6.0, [[0, 2.0], [3, 1.0]])
+    assert "gaps between frames of a clip (small): 1 to max gap + 1, as published" in text
     assert "data:image/png;base64," in (tmp_path / "a.html").read_text()
     assert plan(["show", str(config), f"stages.0.data.0.path={tmp_path}"]) == 0
     assert "no mix and no passes, because the data was not found" in capsys.readouterr().out
@@ -38,11 +39,12 @@ def test_show_lists_what_changes_and_says_when_there_is_no_data(
 
 def test_find_takes_steps_and_names_clips(config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert plan(["find", str(config), "--steps", "4..5", "stages.0.recipe.num_frames=5"]) == 0
-    header, *lines = capsys.readouterr().out.splitlines()
+    header, *lines, _, rule = capsys.readouterr().out.splitlines()
     assert header.split()[:2] == ["step", "rank"]
     assert [line.split()[:4] for line in lines] == [
         [step, "0", clip, "davis2017"] for step, clip in (("4", "8"), ("4", "9"), ("5", "10"), ("5", "11"))
     ]
+    assert rule.startswith("gaps between frames of a clip (small): 1 to max gap + 1, as published")
     file = tmp_path / "new" / "found.json"
     alone = ["find", str(config), "--steps", "0", "stages.0.batch_size=1"]
     assert plan([*alone, "--json", str(file)]) == 0
@@ -61,6 +63,17 @@ def test_quality_stands_beside_a_uniform_shuffle(config: Path, capsys: pytest.Ca
     assert text.startswith("small: 8 clips of 2 videos in batches of 2")
     assert "uniform shuffle of the same clips" in text
     assert "different videos in a batch, mean" in text
+
+
+def test_quality_looks_at_every_mix_of_a_stage(
+    config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "quality.json"
+    assert plan(["quality", str(config), "stages.0.data.0.repeat=[[0, 1], [0.5, 3]]", "--json", str(file)]) == 0
+    text = capsys.readouterr().out
+    assert "small: 6 clips of 2 videos in batches of 2" in text
+    assert "small from step 3: 6 clips of 2 videos in batches of 2" in text
+    assert list(json.loads(file.read_bytes())) == ["small", "small from step 3"]
 
 
 def test_diff_of_a_config_with_itself_is_nothing_and_of_two_is_their_keys(
