@@ -38,7 +38,13 @@ from torch.distributed.run import run as launch
 
 from tools.cli import BAD_DATA, BAD_USAGE, run
 from trainers.running.distributed import FRESH_STORE_VARIABLE
-from trainers.running.stopping import ENDING_VARIABLE, INTERRUPTED_STATUS, STARTED_VARIABLE, STOPPED_STATUS
+from trainers.running.stopping import (
+    ENDING_VARIABLE,
+    INTERRUPTED_STATUS,
+    LAUNCHER_VARIABLE,
+    STARTED_VARIABLE,
+    STOPPED_STATUS,
+)
 
 SIGNALS = "SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1"
 """Passed on to the processes. torchrun alone dies of SIGUSR1, with which Slurm gives notice."""
@@ -65,7 +71,8 @@ def launch_tool(arguments: list[str]) -> int:
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # torchrun's choice, without its warning; the config says threads
     with tempfile.TemporaryDirectory(prefix="vosforge-launch-") as folder:
         ending = Path(folder) / "status"
-        os.environ[ENDING_VARIABLE], os.environ[STARTED_VARIABLE] = str(ending), str(time.monotonic())
+        os.environ[ENDING_VARIABLE], os.environ[LAUNCHER_VARIABLE] = str(ending), str(os.getpid())
+        os.environ[STARTED_VARIABLE] = str(time.monotonic())
         try:
             launch(options)
         except ChildFailedError as error:

@@ -36,7 +36,13 @@ from trainers.config import Config, ConfigError, load_config
 from trainers.running.distributed import LostRankError, Ranks, choose_device, end_with_launcher, read_ranks
 from trainers.running.loop import Ending
 from trainers.running.replay import replay
-from trainers.running.stopping import ENDING_VARIABLE, INTERRUPTED_STATUS, STARTED_VARIABLE, STOPPED_STATUS
+from trainers.running.stopping import (
+    ENDING_VARIABLE,
+    INTERRUPTED_STATUS,
+    LAUNCHER_VARIABLE,
+    STARTED_VARIABLE,
+    STOPPED_STATUS,
+)
 from trainers.running.training import Outcome, Start, train
 
 STATUSES = {Ending.FINISHED: 0, Ending.STOPPED: STOPPED_STATUS, Ending.INTERRUPTED: INTERRUPTED_STATUS}
@@ -87,8 +93,20 @@ def _failures_in_the_status_file() -> Iterator[None]:
         status = getattr(error, "exit_status", BAD_DATA)
         ending.write_text(str(status))
         if status == BAD_USAGE:
-            atexit.register(os.kill, os.getppid(), signal.SIGTERM)  # when run() has said what is wrong
+            _stop_launcher_at_exit()
         raise
+
+
+def _stop_launcher_at_exit() -> None:
+    """Not before run() has said what there is to say. A launcher that is not told so starts a wrong config again, and
+    waits five minutes for those of other nodes, which may have been stopped.
+    """
+    atexit.register(_stop_launcher)
+
+
+def _stop_launcher() -> None:
+    if os.environ.get(LAUNCHER_VARIABLE) == str(os.getppid()):  # it may have died and left this process to the system
+        os.kill(os.getppid(), signal.SIGTERM)
 
 
 def _parse(arguments: list[str]) -> Namespace:
@@ -163,6 +181,8 @@ def _status(outcome: Outcome) -> int:
     if ENDING_VARIABLE in os.environ:
         if read_ranks(os.environ).local_rank == 0:
             Path(os.environ[ENDING_VARIABLE]).write_text(str(status))
+            if status:
+                _stop_launcher_at_exit()
         return 0
     return 0 if int(os.environ.get("TORCHELASTIC_MAX_RESTARTS", "0")) > 0 else status
 

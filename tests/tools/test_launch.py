@@ -9,15 +9,15 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from tools.train import _failures_in_the_status_file
 from trainers.config import ConfigError
 from trainers.running.distributed import LostRankError
-from trainers.running.stopping import ENDING_VARIABLE, STOPPED_STATUS
+from trainers.running.stopping import ENDING_VARIABLE, LAUNCHER_VARIABLE, STOPPED_STATUS
 
 LAUNCHER = Path(__file__).resolve().parents[2] / "tools" / "launch.py"
 
@@ -47,12 +47,19 @@ def test_the_status_of_an_attempt_before_is_forgotten_and_a_lost_rank_leaves_non
 def test_wrong_usage_stops_the_launcher_when_it_has_been_said(
     status_file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    later: list[tuple[Any, ...]] = []
-    monkeypatch.setattr(atexit, "register", lambda *call: later.append(call))
+    later: list[Callable[[], None]] = []
+    stopped: list[tuple[int, int]] = []
+    monkeypatch.setattr(atexit, "register", later.append)
+    monkeypatch.setattr(os, "kill", lambda *call: stopped.append(call))
+    monkeypatch.setenv(LAUNCHER_VARIABLE, str(os.getppid()))
     with pytest.raises(ConfigError), _failures_in_the_status_file():
         raise ConfigError("run", "is wrong", remedy="mend it")
     assert status_file.read_text() == "2"
-    assert later == [(os.kill, os.getppid(), signal.SIGTERM)]
+    (at_exit,) = later
+    at_exit()
+    monkeypatch.setenv(LAUNCHER_VARIABLE, "1234567")  # it died, and its process id is nobody's
+    at_exit()
+    assert stopped == [(os.getppid(), signal.SIGTERM)]
 
 
 def test_a_notice_while_launchers_wait_for_each_other_ends_with_the_status_of_a_stop() -> None:

@@ -23,6 +23,8 @@ ENDING_VARIABLE = "VOSFORGE_ENDING"
 The process itself ends with 0 then, because torchrun takes every other status for a failure and starts it again.
 """
 
+LAUNCHER_VARIABLE = "VOSFORGE_LAUNCHER"
+"""Environment variable: process id of tools/launch.py."""
 
 STARTED_VARIABLE = "VOSFORGE_STARTED"
 """Environment variable: `time.monotonic()` when the job began, from which time limits count through its restarts."""
