@@ -58,6 +58,15 @@ def test_a_video_without_a_large_enough_object_gives_a_sample_without_one() -> N
     assert len(set(plan.frames)) == 3
 
 
+def test_shorter_clips_keep_their_reference_and_the_name_of_its_target_model() -> None:
+    recipe, shard_set = Mtmfi(clip_length=[[0, 2], [0.5, 3]]), FakeSet([FakeVideo()])  # type: ignore[arg-type]
+    for number in range(20):
+        short, whole = recipe.plan(request(shard_set, number)), Mtmfi().plan(request(shard_set, number))
+        assert (short.frames, short.object_ids) == (whole.frames[:2], whole.object_ids)
+        assert short.matrices.shape == short.label_matrices.shape == (2, 2, 3)  # type: ignore[union-attr]
+    assert repr(recipe) == repr(Mtmfi())
+
+
 def test_clips_go_round_objects_in_the_published_proportion() -> None:
     davis = FakeSet([FakeVideo("a", boxes={1: box(500), 2: box(700)}), FakeVideo("b", boxes={1: box(90)})],
                     kind="davis2017")  # fmt: skip

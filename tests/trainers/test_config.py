@@ -83,9 +83,22 @@ def test_overrides_reach_into_lists_and_make_missing_mappings(tmp_path: Path) ->
             ["stages.0.recipe={name: rde_video, size: 40}"],
             "multiples of 16 and at least 32, got 40x40; set recipe.size",
         ),
-        (["stages.0.recipe={name: rde_video, num_frames: 2}"], "clips of 3 frames or more, got 2; set recipe.num_frames"),
+        (
+            ["stages.0.recipe={name: rde_video, num_frames: 2}"],
+            "clips of 3 frames or more, got 2; set recipe.num_frames",
+        ),
         (["stages.0.recipe={name: rde_video, clip_length: [[0, 2], [0.5, 5]]}"], "of 3 frames or more, got 2"),
         (["stages.0.learning_rate=[[0, 1e-4], [0.5, -1e-4]]"], "learning_rate has a negative value"),
+        (
+            ["stages.0.data.0.repeat=0"],
+            r"line: stages.0.data.0.repeat: 0 is no count; give a whole number from 1, or rows",
+        ),
+        (["stages.0.data.0.repeat=yes"], r"stages.0.data.0.repeat: True is no count"),
+        (["stages.0.data.0.repeat=[[0, 1.5]]"], "stages.0.data.0.repeat: .* other values than whole numbers from 0"),
+        (["stages.0.data.0.repeat=[[0, 0], [0.5, 0]]"], "or nothing but 0; correct them"),
+        (["stages.0.data.0.repeat=[[0.5, 1]]"], "stages.0.data.0.repeat: a table starts with a row at progress 0"),
+        (["stages.0.data=[{path: a, repeat: 2, clips_per_pass: 9}]"], "repeat does nothing beside clips_per_pass"),
+        (["stages.0.data.0.repeat=[[0, 1], [0.5, 0]]"], "stages.0: no data set has clips from step 500 on; give one"),
         (["stages.0.weight_decay=.inf"], "stages.0.weight_decay: inf does not fit; .*finite"),
         (["seed=99999999999999999999"], "seed: 99999999999999999999 does not fit; .*less than 1844674407370955"),
         (["model.name=rdee"], r"model: .*'rdee'"),
@@ -134,7 +147,12 @@ def test_a_file_that_is_not_there_is_a_config_error_with_status_2(tmp_path: Path
 
 
 def test_a_config_survives_json_and_yaml(tmp_path: Path) -> None:
-    config = load_config(write(tmp_path), ["stages.0.recipe={name: rde_video, size: 64, max_gap: [[0, 2], [0.5, 1]]}"])
+    words = [
+        "stages.0.recipe={name: rde_video, size: 64, max_gap: [[0, 2], [0.5, 1]], clip_length: [[0, 3], [0.5, 5]]}",
+        "stages.0.data=[{path: a, repeat: [[0, 5], [0.9, 0]]}, {path: b, clips_per_pass: [[0, 0], [0.5, 9]]}]",
+    ]
+    config = load_config(write(tmp_path), words)
+    assert [sorted(entry.tables()) for entry in config.stages[0].data] == [["repeat"], ["clips_per_pass"]]
     for plain in (json.loads(json.dumps(as_plain(config))), yaml.safe_load(yaml.safe_dump(as_plain(config)))):
         assert make_config(plain, source="checkpoint") == config
 

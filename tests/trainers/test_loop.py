@@ -160,3 +160,10 @@ def test_running_means_start_again_after_each_report() -> None:
     assert means.take(ONE) == {"a": 3.0, "b": 6.0}
     means.add({"a": torch.tensor(5.0)})
     assert means.take(ONE) == {"a": 5.0}
+
+
+def test_a_scalar_that_only_some_steps_have_is_the_mean_of_those() -> None:
+    means = RunningMeans()
+    means.add({"a": torch.tensor(1.0)})
+    means.add({"a": torch.tensor(2.0), "of longer clips": torch.tensor(4.0)})
+    assert means.take(ONE) == {"a": 1.5, "of longer clips": 4.0}

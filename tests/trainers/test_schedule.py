@@ -50,6 +50,26 @@ def test_with_data_the_mix_and_the_passes_are_those_of_the_clips_drawn(config: C
     assert Counter(clip.video for clip in clips if clip.step < 2) == {"one": 2, "two": 2}
 
 
+def test_weights_that_change_are_a_table_and_the_passes_and_clips_follow_them(config: Config) -> None:
+    stage = config.stages[0]
+    changing = replace(stage.data[0], repeat=Table(((0, 1), (0.5, 0), (0.75, 2))))
+    other = replace(stage.data[0], repeat=Table(((0, 0), (0.5, 1))))
+    run = replace(config, stages=(replace(stage, steps=4, data=(changing, other)),))
+    with ExitStack() as stack:
+        (source,) = open_sources(run, stack)
+        (schedule,) = make_schedule(run, [source])
+        drawn = Counter(source.plan(number).dataset for number in range(8))
+        header, rows = schedule_rows([schedule])
+        # Two videos; by step: 1 and 0 times each, the same, 0 and 1, 2 and 1.
+        assert header == ["from step", "stage", "learning_rate", "max_gap", "data.0.repeat", "data.1.repeat", "passes"]
+        assert [(row[0], row[4], row[5], row[6]) for row in rows] == [
+            ("0", "1", "0", "0.00"), ("2", "0", "1", "2.00"), ("3", "2", "1", "3.00"), ("4", "", "", "3.33"),
+        ]  # fmt: skip
+        assert [part.clips for part in schedule.mix_parts()] == [drawn[0], drawn[1]] == [5, 3]
+        *_, passes = plot_schedule([schedule]).axes
+        assert passes.lines[0].get_ydata() == pytest.approx([0, 2, 3, 10 / 3])
+
+
 def test_a_found_clip_is_the_clip_its_step_and_rank_train_on(config: Config) -> None:
     with ExitStack() as stack:
         sources = open_sources(config, stack)
