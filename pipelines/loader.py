@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, fields
+from functools import partial
 from types import TracebackType
 from typing import Any, Protocol
 
@@ -132,7 +133,7 @@ class ClipLoader:
         # The thread knows the feed, not the loader: dropping the loader, or leaving Python, ends the feed.
         self._end_feed = end_feed = weakref.finalize(self, feed.close)
         try:
-            yield from self._receive(feed)
+            yield from iter(partial(self._receive, feed), None)
         finally:
             end_feed()
 
@@ -149,19 +150,19 @@ class ClipLoader:
     ) -> None:
         self.close()
 
-    def _receive(self, feed: _Feed) -> Iterator[Batch]:
-        while True:
-            started = time.perf_counter()
-            made = feed.ready.get()
-            if made is None:
-                return
-            if isinstance(made, BaseException):
-                raise made
-            self._device_feed.receive(made.mark, made.batch, made.statistics)
-            self.wait_seconds = time.perf_counter() - started
-            self.statistics = self.statistics.plus(made.statistics)
-            self.next_step = made.batch.step + 1
-            yield made.batch
+    def _receive(self, feed: _Feed) -> Batch | None:
+        """The next batch, None after the last one. Keeps none: a loop that drops its batch frees the memory."""
+        started = time.perf_counter()
+        made = feed.ready.get()
+        if made is None:
+            return None
+        if isinstance(made, BaseException):
+            raise made
+        self._device_feed.receive(made.mark, made.batch, made.statistics)
+        self.wait_seconds = time.perf_counter() - started
+        self.statistics = self.statistics.plus(made.statistics)
+        self.next_step = made.batch.step + 1
+        return made.batch
 
 
 def share_of_batch(batch_size: int, rank: int, world_size: int) -> range:
@@ -258,6 +259,7 @@ class _Feed:
                 torch.cuda.set_device(self._device)
             for made in self._make_batches():
                 self.ready.put(made)
+                del made  # or a batch that was used up stays until the next one is made
             if not self._stopping.is_set():
                 self.ready.put(None)
         except BaseException as error:
@@ -273,10 +275,7 @@ class _Feed:
                 under_way.append(self._request(step))
             if self._stopping.is_set():
                 return
-            made = self._make(under_way.popleft())
-            if self._stopping.is_set():
-                return
-            yield made
+            yield self._make(under_way.popleft())
 
     def _request(self, step: int) -> _Request:
         started = time.perf_counter()

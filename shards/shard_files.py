@@ -13,6 +13,7 @@ from typing import Protocol
 from shards.errors import DataError
 from shards.manifest import ShardFacts
 from shards.storage import Location, RemotePath, read_ranges
+from shards.storage_requests import pause
 
 _FOLIO = 4 << 20
 """The kernel forgets a piece of its cache only as a whole; pieces of files grow to 2 MB."""
@@ -119,7 +120,7 @@ class SlowStorage:
     def wait(self, num_bytes: int) -> None:
         """Take as long as one request of this many bytes, made now."""
         now = time.monotonic()
-        time.sleep(self._link.take(now + self.latency, num_bytes / self.bandwidth) - now)
+        pause(self._link.take(now + self.latency, num_bytes / self.bandwidth) - now)
 
 
 class _SlowFile:

@@ -75,6 +75,12 @@ def count_retry() -> None:
     _of_thread().retries += 1
 
 
+def pause(seconds: float) -> None:
+    """Sleep. Raises WaitingEndedError as soon as this thread is to stop waiting."""
+    if _of_thread().ended.wait(seconds):
+        raise WaitingEndedError("nobody waits for this answer any more")
+
+
 def _of_thread() -> _Thread:
     found = _THREAD.get(None)
     if found is None:
@@ -122,20 +128,18 @@ def fetch_ranges(url: str, ranges: Sequence[tuple[int, int]]) -> list[bytes]:
 
 
 def _patiently(url: str, work: Callable[[], Answer]) -> Answer:
-    begun, thread, attempt = time.monotonic(), _of_thread(), 0
+    begun, attempt = time.monotonic(), 0
     while True:
         attempt += 1
         try:
             return work()
         except Exception as error:
-            pause = _pause_after(error, attempt)
-            waited = time.monotonic() - begun
-            if pause is None or waited + pause > PATIENCE_SECONDS:
+            seconds, waited = _pause_after(error, attempt), time.monotonic() - begun
+            if seconds is None or waited + seconds > PATIENCE_SECONDS:
                 raise _in_words(error, url, attempt, waited) from error
             if attempt >= _TOLD_FROM:
                 logger.warning("%s: %s; asking again for %.0f s", url, _reason(error), PATIENCE_SECONDS - waited)
-        if thread.ended.wait(pause):
-            raise WaitingEndedError(url)
+        pause(seconds)
         count_retry()
 
 

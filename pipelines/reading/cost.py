@@ -6,9 +6,8 @@ import logging
 import statistics
 import time
 from collections import OrderedDict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from itertools import islice
 
 from pipelines.reading.clip_reader import (
     NEIGHBOUR_GAP,
@@ -103,8 +102,10 @@ def measure_demands(
     source: ClipSource, speed: StorageSpeed, positions: range, *, pool_bytes: int
 ) -> dict[PlanName, Demand]:
     """What clips of a rank cost under each plan, from plans spread over the whole stage. Reads no image."""
-    every = max(1, source.steps * len(positions) // SAMPLED_CLIPS)
-    plans, planning = _sampled_plans(source, islice(_numbers(source, positions), 0, SAMPLED_CLIPS * every, every))
+    num_clips = source.steps * len(positions)
+    every = max(1, num_clips // SAMPLED_CLIPS)
+    sampled = [_number(source, positions, place) for place in range(0, num_clips, every)[:SAMPLED_CLIPS]]
+    plans, planning = _sampled_plans(source, sampled)
     span = ReadPlan("span", span_gap(speed))
     resident = ReadPlan("resident", span.max_gap, pool_bytes)
     spans = replace(_mean_demand(source, plans, span.gap), planning=planning)
@@ -132,8 +133,10 @@ def known_speed(source: ClipSource, latency: float, bandwidth: float) -> Storage
     return StorageSpeed(latency, bandwidth, *(REMOTE_CPU if remote else LOCAL_CPU))
 
 
-def _numbers(source: ClipSource, positions: range) -> Iterator[int]:
-    return (step * source.batch_size + position for step in range(source.steps) for position in positions)
+def _number(source: ClipSource, positions: range, place: int) -> int:
+    """Number of the place-th clip that is read by a rank with these positions of each global batch."""
+    step, turn = divmod(place, len(positions))
+    return step * source.batch_size + positions[turn]
 
 
 def _sampled_plans(source: ClipSource, numbers: Iterable[int]) -> tuple[list[ClipPlan], float]:
@@ -166,8 +169,8 @@ def _resident_demand(source: ClipSource, positions: range, reading: ReadPlan, ot
     pool: OrderedDict[tuple[int, int], int] = OrderedDict()
     requests = num_bytes = 0.0
     clips = taken = dropped = 0
-    for number in islice(_numbers(source, positions), SIMULATED_CLIPS):
-        pick = source.mix.pick(source.key, number)
+    for place in range(min(SIMULATED_CLIPS, source.steps * len(positions))):
+        pick = source.mix.pick(source.key, _number(source, positions, place))
         clips += 1
         key = pick.dataset, pick.video
         if key in pool:

@@ -265,7 +265,7 @@ def test_local_shards_are_read_where_they_lie(local, tmp_path, frames):
 def test_slow_storage_waits_for_each_request_and_shares_one_link(local, frames, monkeypatch):
     waits: list[float] = []
     monkeypatch.setattr("shards.shard_files.time.monotonic", lambda: 1000.0)
-    monkeypatch.setattr("shards.shard_files.time.sleep", waits.append)
+    monkeypatch.setattr("shards.shard_files.pause", waits.append)
     slow = SlowStorage(0.25, 1000.0)
     with ShardSet.open(local, slow) as shard_set:
         seconds = [shard_set.extent(row).num_bytes / 1000 for row in (1, 2)]
