@@ -16,6 +16,7 @@ if __name__ == "__main__":
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C during the imports below ends quietly; torchrun takes it over
     for number in (signal.SIGTERM, signal.SIGUSR1):
         signal.signal(number, lambda *_: os._exit(75))  # nothing has begun: STOPPED_STATUS
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "FATAL")  # for a lost connection torch's C++ prints 20 lines of frames
 
 import io
 import logging
@@ -32,7 +33,7 @@ from typing import NoReturn
 
 from torch.distributed.elastic.multiprocessing.api import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
-from torch.distributed.elastic.rendezvous import RendezvousError
+from torch.distributed.elastic.rendezvous import RendezvousConnectionError, RendezvousError
 from torch.distributed.run import get_args_parser
 from torch.distributed.run import run as launch
 
@@ -67,6 +68,8 @@ def launch_tool(arguments: list[str]) -> int:
     for name in signal.Signals.__members__.keys() & options.signals_to_handle.split(","):
         signal.signal(signal.Signals[name], _stop)  # torchrun takes them over when the launchers have met
     logging.disable(logging.ERROR)  # what torchrun says of failures and signals follows below, in a line
+    if os.environ.get("TORCH_CPP_LOG_LEVEL") == "FATAL":
+        del os.environ["TORCH_CPP_LOG_LEVEL"]  # the processes' words are wanted
     os.environ[FRESH_STORE_VARIABLE] = "1"
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # torchrun's choice, without its warning; the config says threads
     with tempfile.TemporaryDirectory(prefix="vosforge-launch-") as folder:
@@ -79,6 +82,10 @@ def launch_tool(arguments: list[str]) -> int:
             rank, failure = error.get_first_failure()
             print(f"launch.py: rank {rank} {_describe(failure)}", file=sys.stderr)
             return failure.exitcode if failure.exitcode > 0 else BAD_DATA
+        except RendezvousConnectionError:
+            place = f"{options.rdzv_endpoint}, where the launchers meet"
+            print(f"launch.py: no connection to {place}; see what was said there", file=sys.stderr)
+            return BAD_DATA
         except RendezvousError as error:
             print(f"launch.py: the launchers cannot meet at {options.rdzv_endpoint} ({error})", file=sys.stderr)
             return BAD_DATA
