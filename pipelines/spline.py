@@ -39,10 +39,13 @@ def sampling_maps(points: Sequence[Points], size: tuple[int, int], device: torch
     coefficients = torch.from_numpy(np.stack([fit(each) for each in points])).to(device, non_blocking=True)
     axes = [torch.arange(side, device=device, dtype=torch.float64) / (side - 1) for side in size]
     y, x = axes[0][:, None], axes[1][None]
-    squared = (x - targets[..., 0, None, None]) ** 2 + (y - targets[..., 1, None, None]) ** 2  # (N, P, H, W)
-    kernel = squared * (squared.sqrt() + KERNEL_EPSILON).log()
-    weights, linear = coefficients[:, :-3], coefficients[:, -3:, :, None, None]  # linear (N, 3, 2, 1, 1)
-    shifts = torch.einsum("npa,nphw->nahw", weights, kernel) + linear[:, 0] + linear[:, 1] * x + linear[:, 2] * y
+    constant, of_x, of_y = coefficients[:, -3:, :, None, None].unbind(1)  # (N, 2, 1, 1) each
+    shifts = constant + of_x * x + of_y * y  # (N, 2, H, W)
+    # Point by point: all kernels at once would take P times the memory.
+    for target, weight in zip(targets.unbind(1), coefficients[:, :-3].unbind(1), strict=True):
+        squared = (x - target[:, 0, None, None]) ** 2 + (y - target[:, 1, None, None]) ** 2  # (N, H, W)
+        kernel = squared * (squared.sqrt() + KERNEL_EPSILON).log()
+        shifts += weight[..., None, None] * kernel[:, None]
     moved = torch.stack([(x + shifts[:, 0]) * size[1], (y + shifts[:, 1]) * size[0]], dim=1)
     return (moved * (1 << FRACTION_BITS)).round().to(torch.int32)
 

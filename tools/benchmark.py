@@ -109,10 +109,21 @@ def _parse(arguments: list[str]) -> Namespace:
     options = parser.parse_args(arguments)
     if options.what == "scoring" and (options.truth is None) != (options.results is None):
         parser.error("give both TRUTH and RESULTS or neither")
-    numbers = ("clips", "rounds", "videos", "frames", "processes", "maps", "ranks", "ranks_per_node")
-    if min(vars(options).get(name, 1) for name in numbers) < 1:
-        given = [f"--{name.replace('_', '-')}" for name in numbers if name in vars(options)]
-        parser.error(f"{' and '.join(given)} must be at least 1")
+    numbers = (
+        "clips",
+        "rounds",
+        "videos",
+        "frames",
+        "processes",
+        "maps",
+        "ranks",
+        "ranks_per_node",
+        "batch",
+        "threads",
+    )
+    too_small = [f"--{name.replace('_', '-')}" for name in numbers if vars(options).get(name, 1) < 1]
+    if too_small:
+        parser.error(f"{' and '.join(too_small)} must be at least 1")
     return options
 
 

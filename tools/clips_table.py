@@ -6,6 +6,8 @@ from argparse import ArgumentParser, Namespace
 from dataclasses import asdict
 from pathlib import Path
 
+import torch
+
 from pipelines.costs.clips import (
     FINISHED,
     LOADER,
@@ -22,6 +24,7 @@ from pipelines.executors import EXECUTORS
 from pipelines.parity.clips import draw_clips
 from shards.reader import ShardSet
 from tools.made_video import made_shards
+from trainers.running.distributed import Ranks, choose_device
 
 
 def add_clips(clips: ArgumentParser) -> None:
@@ -32,10 +35,15 @@ def add_clips(clips: ArgumentParser) -> None:
     clips.add_argument(
         "--executors", nargs="+", choices=list(EXECUTORS), default=["cpu", "paper"], help="default: cpu paper"
     )
+    clips.add_argument("--device", help="measure instead what dali delivers there, by each way of decoding JPEGs")
+    clips.add_argument("--batch", type=int, default=8, help="clips at a time with --device (default: %(default)s)")
+    clips.add_argument("--threads", type=int, default=1, help="of dali with --device (default: %(default)s)")
 
 
 def measure_clips(options: Namespace, scratch: Path) -> tuple[dict[str, object], str]:
     """Time them all. Returns the numbers and a table for people."""
+    if options.device is not None:
+        return _measure_device(options, scratch)
     with ShardSet.open(options.dataset or made_shards(scratch)) as shard_set:
         drawn = draw_clips(shard_set, options.split, ["rde_video", "rde_static"], options.clips)
         codec, name = shard_set.mask_codec, shard_set.name
@@ -51,6 +59,30 @@ def measure_clips(options: Namespace, scratch: Path) -> tuple[dict[str, object],
     result = asdict(timing) | {"dataset": name, "mask_codec": codec, "executors": executors, "ways": asdict(ways)}
     result |= {"still_ways": asdict(still_ways), "assembly": assembly}
     return result, "\n\n".join(tables)
+
+
+def _measure_device(options: Namespace, scratch: Path) -> tuple[dict[str, object], str]:
+    from pipelines.costs.device import time_on_device  # noqa: PLC0415 - DALI is needed here only
+
+    device = choose_device(options.device, Ranks())
+    with ShardSet.open(options.dataset or made_shards(scratch)) as shard_set:
+        clips = draw_clips(shard_set, options.split, ["rde_video"], max(options.clips, options.batch))["rde_video"]
+        codec, name = shard_set.mask_codec, shard_set.name
+    costs = time_on_device(clips, device, batch=options.batch, threads=options.threads, rounds=options.rounds)
+    num_frames = len(clips[0].frames)
+    what = torch.cuda.get_device_name(device) if device.type == "cuda" else "the CPU"
+    lines = [
+        f"dali on {what}: {options.batch} clips of {num_frames} frames of {name}, {codec} masks, RDE's recipe, wall",
+        f"\n{'JPEG decoding':<16}{'result':<10}{'frames/s':>10}{'clips/s':>10}{'CPU cores':>11}{'memory':>12}",
+    ]
+    for cost in costs:
+        memory = "-" if cost.memory_mib is None else f"{cost.memory_mib:.0f} MiB"
+        rates = f"{cost.frames_per_second:>10.0f}{cost.frames_per_second / num_frames:>10.1f}"
+        lines.append(
+            f"{cost.jpeg:<16}{'batches' if cost.assembled else 'pixels':<10}{rates}{cost.cores:>11.2f}{memory:>12}"
+        )
+    result: dict[str, object] = {"dataset": name, "mask_codec": codec, "device": what, "batch": options.batch}
+    return result | {"threads": options.threads, "ways": [asdict(cost) for cost in costs]}, "\n".join(lines)
 
 
 def _costs_table(costs: Costs) -> str:

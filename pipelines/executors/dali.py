@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import lz4.block
 import numpy as np
@@ -39,12 +39,25 @@ FRAME = 1
 """Pixels of fill around an image."""
 
 
+JpegWay = Literal["mixed", "hardware", "cuda", "host"]
+JPEG_WAYS: dict[JpegWay, dict[str, float | int]] = {
+    "mixed": {},
+    "hardware": {"hw_decoder_load": 1.0},
+    "cuda": {"hw_decoder_load": 0.0, "hybrid_huffman_threshold": 1},
+    "host": {"hw_decoder_load": 0.0, "hybrid_huffman_threshold": 2**31 - 1},
+}
+"""Who decodes JPEGs for a GPU: DALI's own division of labour, the chip's JPEG engine where it has one, its CUDA cores
+alone, or CUDA cores after Huffman decoding by the CPU. DALI leaves the Huffman decoding of images below a million
+pixels to the CPU, unless the engine takes them: about half of what decoding costs there."""
+
+
 class Graph(NamedTuple):
     """What a pipeline is built for.
 
     size: output (height, width). fill: rgb outside the source. soft: soft masks, sampled linearly. nearest_images:
     images are sampled as labels are. unanimous: label maps are sampled at four `geometry.NEIGHBOURS` instead of once.
     inflated: label maps come as LZ4 blocks and are unpacked on the GPU. clear_void: void becomes background there.
+    jpeg: who decodes, on a GPU.
     """
 
     size: tuple[int, int]
@@ -54,6 +67,7 @@ class Graph(NamedTuple):
     unanimous: bool = False
     inflated: bool = False
     clear_void: bool = False
+    jpeg: JpegWay = "mixed"
 
 
 NOTHING = Graph((0, 0))
@@ -71,8 +85,10 @@ class DaliExecutor:
     one thread at a time.
     """
 
-    def __init__(self, *, threads: int = 1, device: torch.device | str = "cpu", inflate: bool = True) -> None:
-        self._threads = threads
+    def __init__(
+        self, *, threads: int = 1, device: torch.device | str = "cpu", inflate: bool = True, jpeg: JpegWay = "mixed"
+    ) -> None:
+        self._threads, self._jpeg = threads, jpeg
         self._device = torch.device(device)
         # DALI unpacks LZ4 on GPUs only.
         self._inflate = inflate and self._device.type == "cuda"
@@ -82,7 +98,7 @@ class DaliExecutor:
     def __call__(self, clips: list[EncodedClip]) -> ClipPixels:
         """See Executor. RuntimeError for a failure of DALI's that is no image's fault."""
         num_clips, num_frames, size = clips_shape(clips)
-        graph = graph_for(clips, inflate=self._inflate)
+        graph = graph_for(clips, inflate=self._inflate)._replace(jpeg=self._jpeg)
         inputs = _inputs(clips, graph)
         pipeline = self._pipeline_for(num_clips * num_frames, graph)
         try:
@@ -94,9 +110,13 @@ class DaliExecutor:
             self.close()
             _raise_for_bad_image(clips)
             raise
+        image_tensor, *label_tensors = (self._tensor(each) for each in (images, *labels))
+        if self._device.type == "cuda":
+            # The copies are only queued, on torch's stream, and DALI's next run writes to the same buffers on its own.
+            torch.cuda.current_stream(self._device).synchronize()
         return ClipPixels(
-            self._tensor(images).view(num_clips, num_frames, *size, 3),
-            _agree([self._tensor(each) for each in labels]).view(num_clips, num_frames, *size),
+            image_tensor.view(num_clips, num_frames, *size, 3),
+            _agree(label_tensors).view(num_clips, num_frames, *size),
             annotated_frames(clips).to(self._device, non_blocking=True),
             graph.soft,
         )
@@ -114,14 +134,13 @@ class DaliExecutor:
         return self._pipeline
 
     def _tensor(self, outputs: dali.backend.TensorListCPU | dali.backend.TensorListGPU) -> torch.Tensor:
-        """A copy of DALI's output, which lives in a buffer that the next run writes to."""
+        """A copy of DALI's output, which lives in a buffer that the next run writes to. On a GPU it is only queued."""
         if self._device.type == "cpu":
             return torch.from_numpy(np.array(outputs.as_array()))
         from nvidia.dali.plugin.pytorch import feed_ndarray  # noqa: PLC0415 - needs CUDA builds of both
 
         source = outputs.as_tensor()
         copy = torch.empty(source.shape(), dtype=torch.uint8, device=self._device)
-        # Waits for the copy, in the loader's thread: the buffer is free then, and the tensor complete on any stream.
         feed_ndarray(source, copy, cuda_stream=torch.cuda.current_stream(self._device))
         return copy
 
@@ -161,7 +180,7 @@ def graph_for(clips: list[EncodedClip], *, inflate: bool) -> Graph:
 
 def _images(graph: Graph, *, on_gpu: bool) -> dali.data_node.DataNode:
     """Images (N, H, W, 3) uint8, as a node of the pipeline being defined."""
-    images, matrix = _decode(on_gpu=on_gpu), _external("matrix", 2)
+    images, matrix = _decode(graph.jpeg, on_gpu=on_gpu), _external("matrix", 2)
     if graph.nearest_images:
         warped = fn.warp_affine(
             images, matrix=matrix, size=graph.size, interp_type=types.INTERP_NN, fill_value=float(graph.fill[0])
@@ -230,10 +249,11 @@ def _agree(labels: list[torch.Tensor]) -> torch.Tensor:
     return first
 
 
-def _decode(*, on_gpu: bool) -> dali.data_node.DataNode:
+def _decode(jpeg: JpegWay, *, on_gpu: bool) -> dali.data_node.DataNode:
     jpegs = fn.external_source(name="jpegs", batch=True, dtype=types.UINT8, ndim=1)
     # Label maps are not turned by EXIF, so images must not be. The decoder of 1.34 never does and knows no such option.
-    options = {"adjust_orientation": False} if _decoder_knows("adjust_orientation") else {}
+    options: dict[str, float | int] = {"adjust_orientation": False} if _decoder_knows("adjust_orientation") else {}
+    options |= JPEG_WAYS[jpeg] if on_gpu else {}
     # Fancy upsampling is libjpeg's default and not the GPU's.
     return fn.decoders.image(
         jpegs, device="mixed" if on_gpu else "cpu", output_type=types.RGB, jpeg_fancy_upsampling=True, **options

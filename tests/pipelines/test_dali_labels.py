@@ -7,8 +7,11 @@ import dataclasses
 import lz4.block
 import numpy as np
 import pytest
+import torch
 
 pytest.importorskip("nvidia.dali", reason="no DALI in this environment")
+
+from nvidia.dali.backend import GetSchema
 
 from pipelines.executors import dali as executor
 from pipelines.executors.encoded import label_block
@@ -72,3 +75,44 @@ def test_clips_of_different_recipes_do_not_share_a_graph() -> None:
     coloured = dataclasses.replace(one, plan=dataclasses.replace(one.plan, nearest_images=True))
     with pytest.raises(ValueError, match="samples images nearest on a grey fill only"):
         executor.graph_for([coloured], inflate=False)
+
+
+def test_what_a_gpu_is_asked_for_is_waited_for_before_the_buffers_are_used_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    events: list[str] = []
+
+    class Pipeline:
+        def feed_input(self, *_: object) -> None:
+            pass
+
+        def run(self) -> tuple[str, str]:
+            events.append("run")
+            return "images", "labels"
+
+    class Stream:
+        def synchronize(self) -> None:
+            events.append("wait")
+
+    def copy(_: object, outputs: str) -> torch.Tensor:
+        events.append(f"copy {outputs}")
+        return torch.zeros(size[0] * size[1] * (3 if outputs == "images" else 1), dtype=torch.uint8)
+
+    encoded = clip(1, num_frames=1)
+    size = encoded.plan.size
+    made = executor.DaliExecutor(device="cuda")
+    monkeypatch.setattr(executor.DaliExecutor, "_pipeline_for", lambda *_: Pipeline())
+    monkeypatch.setattr(executor.DaliExecutor, "_tensor", copy)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda _: Stream())
+    monkeypatch.setattr(executor, "annotated_frames", lambda _: torch.ones(1, 1, dtype=torch.bool, device="meta"))
+    monkeypatch.setattr(torch.Tensor, "to", lambda tensor, *_, **__: tensor)
+    made([encoded])
+    made([encoded])
+    assert events == ["run", "copy images", "copy labels", "wait"] * 2
+
+
+def test_a_gpu_can_be_told_who_decodes() -> None:
+    decoder = GetSchema("decoders__Image")
+    known = {option for options in executor.JPEG_WAYS.values() for option in options}
+    assert known == {"hw_decoder_load", "hybrid_huffman_threshold"}
+    assert all(decoder.HasArgument(option) for option in known)

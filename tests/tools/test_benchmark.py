@@ -82,13 +82,28 @@ def test_scoring_makes_its_own_results(monkeypatch: pytest.MonkeyPatch, capsys: 
     assert "ms per object and frame" in capsys.readouterr().out
 
 
+def test_clips_on_a_device_say_frames_and_cores(
+    davis: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("nvidia.dali", reason="no DALI in this environment")
+    request = BuildRequest("davis2017", (davis,), tmp_path)
+    root = build(request, make_plan(request), silent).root
+    words = ["clips", str(root), "--device", "cpu", "--clips", "2", "--batch", "2", "--rounds", "1"]
+    assert tool.benchmark(words) == 0
+    printed = capsys.readouterr().out
+    assert "dali on the CPU: 2 clips of 5 frames of davis2017, lz4 masks" in printed
+    rows = [line.split() for line in printed.splitlines() if line.startswith("mixed")]
+    assert [row[1] for row in rows] == ["pixels", "batches"]
+    assert all(float(row[2]) == pytest.approx(5 * float(row[3]), abs=1) for row in rows)
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         ([], "the following arguments are required: what"),
-        (["clips", "--clips", "0"], "--clips and --rounds must be at least 1"),
+        (["clips", "--clips", "0"], "--clips must be at least 1"),
         (["clips", "--executors", "gpu"], "invalid choice: 'gpu'"),
-        (["build", "--videos", "0"], "--rounds and --videos and --frames and --processes must be at least 1"),
+        (["build", "--videos", "0"], "--videos must be at least 1"),
         (["scoring", "truth"], "give both TRUTH and RESULTS or neither"),
     ],
 )
