@@ -114,3 +114,19 @@ def test_a_full_disk_is_named_with_the_file(tmp_path: Path) -> None:
         journal._file.close()
         journal._file = file
         journal.write({"kind": "report", "step": 1})
+
+
+def test_no_run_ends_for_tensorboards_files(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    class FullBoard:
+        def add_scalar(self, *_: object) -> None:
+            raise OSError("No space left on device")
+
+        close = add_scalar
+
+    for reports in (2, 0):
+        with Journal(tmp_path, step=0, tensorboard=False) as journal:
+            journal._board = FullBoard()  # type: ignore[assignment]
+            for step in range(reports):
+                journal.report(make_report(step))
+    assert len(read_journal(tmp_path)) == 0  # of the second journal, which began anew
+    assert caplog.text.count("TensorBoard gets no more curves, its files cannot be written (No space left") == 2

@@ -35,6 +35,7 @@ from trainers.records.journal import read_journal
 from trainers.running.distributed import Ranks, Threads
 from trainers.running.loop import Ending, NonFiniteLossError
 from trainers.running.stages import Place
+from trainers.running.starting import make_model
 from trainers.running.training import Start, train
 from trainers.running.validation import BEST_FILE, ValidationAbandonedError, Validator
 
@@ -224,6 +225,13 @@ def test_clips_of_a_failed_step_can_be_seen_again_without_the_data(
     kept["model"]["decoder.pred.bias"].zero_()
     torch.save(kept, file)
     assert train_tool(["--replay", str(file)]) == 0
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of torch's own, when its compiler is imported
+def test_compiled_networks_have_the_names_of_plain_ones_in_their_checkpoints(shards: Path, tmp_path: Path) -> None:
+    plain, compiled = (make_model(small_config(shards, tmp_path, compile=wanted), None) for wanted in (False, True))
+    assert all(part._compiled_call_impl is not None for part in compiled.children())
+    assert compiled.state_dict().keys() == plain.state_dict().keys()
 
 
 def test_deterministic_kernels_are_the_runs_alone(shards: Path, tmp_path: Path) -> None:

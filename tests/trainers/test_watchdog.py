@@ -48,5 +48,10 @@ def test_progress_and_phases_without_limit_are_no_hang(tmp_path: Path) -> None:
         watchdog.begin("")
         time.sleep(0.4)
     assert not list(tmp_path.iterdir())
+    with watch(0.1, "rank 0 on here", tmp_path) as watchdog:
+        assert watchdog is not None
+        watchdog.begin("taking a first step", 100)
+        time.sleep(0.4)
+    assert not list(tmp_path.iterdir())
     with watch(None, "rank 0 on here", tmp_path) as nobody:
         assert nobody is None

@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import logging
 import threading
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -96,7 +97,8 @@ class Journal:
     ) -> None:
         self._file.close()
         if self._board is not None:
-            self._board.close()
+            with self._saying_what_the_board_lacks():
+                self._board.close()
 
     def write(self, record: Mapping[str, Any]) -> None:
         """One JSON line, out of this process before this returns: a kill does not lose it, a power cut may.
@@ -131,8 +133,18 @@ class Journal:
     def _draw(self, group: str, record: Mapping[str, Any]) -> None:
         if self._board is not None:
             scalars = {name: value for name, value in record.items() if isinstance(value, float)}
-            for name, value in scalars.items():
-                self._board.add_scalar(f"{group}/{name}", value, record["step"])
+            with self._saying_what_the_board_lacks():
+                for name, value in scalars.items():
+                    self._board.add_scalar(f"{group}/{name}", value, record["step"])
+
+    @contextmanager
+    def _saying_what_the_board_lacks(self) -> Iterator[None]:
+        """TensorBoard's files hold nothing that the journal lacks: no run ends for them."""
+        try:
+            yield
+        except OSError as error:
+            logger.warning("TensorBoard gets no more curves, its files cannot be written (%s)", error)
+            self._board = None
 
 
 def read_journal(folder: Path) -> list[dict[str, Any]]:

@@ -14,6 +14,7 @@ from torch import nn
 
 from pipelines.source import ClipSource
 from pipelines.types import Batch
+from shards.wording import counted
 from trainers.config import Config, as_plain
 from trainers.records.checkpoint_writer import CheckpointWriter, Written
 from trainers.records.checkpoints import Checkpoint
@@ -190,9 +191,8 @@ def _note_figures(run: Run, measure: str, stage: str, step: int, found: Validate
     record = {"seconds": found.seconds, "videos": found.num_videos, "best": best}
     run.journal.validation({"kind": "validation", "step": step, "stage": stage, **found.figures, **record})
     words = "the best so far" if best else f"best after step {run.best.step}"
-    videos = f"{found.num_videos} video{'s' if found.num_videos > 1 else ''}"
     text = "step %d: %s %.4f on %s in %.0f s, %s"
-    logger.info(text, step, measure, found.figures[measure], videos, found.seconds, words)
+    logger.info(text, step, measure, found.figures[measure], counted(found.num_videos, "video"), found.seconds, words)
 
 
 def _validate_missed(run: Run, checkpoint: Checkpoint) -> Ending:
@@ -221,7 +221,7 @@ def _keep_failure(run: Run, stage: StageRun, position: int, batch: Batch, clips:
 def _report_data(run: Run, stage: StageRun, step: int) -> None:
     """Say what this process's part of the stage read on all ranks, and which clips were not what was planned."""
     seen = stage.loader.statistics
-    counted = [
+    numbers = [
         seen.clips,
         seen.requests,
         seen.retries,
@@ -230,17 +230,20 @@ def _report_data(run: Run, stage: StageRun, step: int) -> None:
         seen.trials,
         int(seen.misses or 0),
     ]
-    sums = sum_over_ranks(torch.tensor(counted, device=run.place.device), run.place.ranks).tolist()
+    sums = sum_over_ranks(torch.tensor(numbers, device=run.place.device), run.place.ranks).tolist()
     names = ("clips", "requests", "retries", "bytes_read", "bytes_used", "choices_passed_over", "clips_without_object")
     record = dict(zip(names, sums, strict=True))
     of_ranks = gather_objects(seen.substitutes, run.place.ranks)
     replaced = sorted((asdict(each) for rank in of_ranks for each in rank), key=itemgetter("number"))
-    text = "stage %s: %d clips, %.1f MB read (%.2f of what they use), %d clips showed no object, %d choices passed over"
-    times = record["bytes_read"] / max(1, record["bytes_used"])
-    misses, trials = record["clips_without_object"], record["choices_passed_over"]
-    logger.info(text, stage.name, record["clips"], record["bytes_read"] / 1e6, times, misses, trials)
+    clips, missed = counted(record["clips"], "clip"), counted(record["clips_without_object"], "clip")
+    trials, times = (
+        counted(record["choices_passed_over"], "choice"),
+        record["bytes_read"] / max(1, record["bytes_used"]),
+    )
+    text = "stage %s: %s, %.1f MB read (%.2f of what they use), %s showed no object, %s passed over"
+    logger.info(text, stage.name, clips, record["bytes_read"] / 1e6, times, missed, trials)
     if replaced:
-        text = "stage %s: %d clips show another video because their own is damaged (in %s); the first: %s"
-        logger.warning(text, stage.name, len(replaced), FILE_NAME, replaced[0]["found"])
+        text = "stage %s: %s of another video than planned, which is damaged (in %s); the first: %s"
+        logger.warning(text, stage.name, counted(len(replaced), "clip"), FILE_NAME, replaced[0]["found"])
     if run.journal is not None:
         run.journal.write({"kind": "data", "step": step, "stage": stage.name, **record, "substitutes": replaced})

@@ -62,8 +62,9 @@ class Watchdog:
             file.write(f"{self._name}: no progress for {waited:.0f} s while {phase}\n\n")
             file.flush()
             faulthandler.dump_traceback(file, all_threads=True)
-        text = "%s: no progress for %.0f s while %s; its stacks are in %s; ending with status %d (hang_seconds=%g)"
-        logger.critical(text, self._name, waited, phase, self._path, HUNG_STATUS, self._seconds)
+        usual = f"hang_seconds={self._seconds:g}" + (", longer here" if self._allowed > self._seconds else "")
+        text = "%s: no progress for %.0f s while %s; its stacks are in %s; ending with status %d (%s)"
+        logger.critical(text, self._name, waited, phase, self._path, HUNG_STATUS, usual)
         logging.shutdown()
         os._exit(HUNG_STATUS)
 
