@@ -9,7 +9,7 @@ from models.stm import Stm
 from tests.models import stm_fill
 from tests.trainers.stm_clips import Clips, first_masks_of, make_clips, small_stm
 from trainers.costs.published_stm import PublishedStmStep
-from trainers.objectives.stm_cycle import StmCycleObjective, StmCycleOptions, open_gates, unroll
+from trainers.objectives.stm_cycle import StmCycleObjective, StmCycleOptions, WayBack, open_gates, unroll
 from trainers.objectives.stm_cycle_losses import hardest_cross_entropy, present_labels, soft_iou_loss
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -94,6 +94,22 @@ def test_gradients_reach_the_masks_that_the_first_frame_is_remembered_with() -> 
     assert first.grad is not None
     assert first.grad[0, :3].abs().sum((1, 2)).min() > 0
     assert first.grad[0, 3].abs().max() == 0  # no object has this slot
+
+
+def test_which_object_is_which_comes_from_the_masks_of_the_first_frame_alone() -> None:
+    model, clips = small_stm(), make_clips().clip(0)
+    exchanged = clips.first_masks[:, [1, 0, 2, 3]]
+    with torch.no_grad():
+        seen, other, alike = (
+            unroll(model, clips.images, first, [3], [WayBack(2, 0)])
+            for first in (clips.first_masks, exchanged, torch.zeros_like(exchanged))
+        )
+    torch.testing.assert_close(other.forward[:, :, [0, 2, 1, 3]], seen.forward)
+    assert other.back is not None
+    assert seen.back is not None
+    torch.testing.assert_close(other.back[:, [0, 2, 1, 3]], seen.back)
+    assert (seen.forward[:, :, 1] - seen.forward[:, :, 2]).abs().max() > 1e-4
+    torch.testing.assert_close(alike.forward[:, :, 1], alike.forward[:, :, 2])
 
 
 def test_the_step_takes_bfloat16() -> None:
