@@ -94,7 +94,8 @@ class ClipReader:
         self.source = source
         self.reading = reading or ReadPlan()
         self.on_corrupt = on_corrupt
-        self._pool = VideoPool(self.reading.pool_bytes) if self.reading.name == "resident" else None
+        resident = self.reading.name == "resident"
+        self._pool: VideoPool[list[bytes]] | None = VideoPool(self.reading.pool_bytes) if resident else None
 
     def read(self, plan: ClipPlan) -> ReadClip:
         """A plan with the bytes of its frames.
@@ -140,15 +141,14 @@ class ClipReader:
     ) -> tuple[dict[int, EncodedFrame], int, int]:
         assert self._pool is not None
         shard = next(iter(extents.values())).shard
-        chunks = split_range(whole)
-        load = partial(_load, shard_set, shard, chunks)
-        data, loaded = self._pool.get((plan.dataset, plan.video), whole[1], load)
-        view = memoryview(data)
+        ranges = split_range(whole)
+        load = partial(shard_set.read_ranges, shard, ranges)
+        chunks, loaded = self._pool.get((plan.dataset, plan.video), whole[1], load)
         frames = {
-            row: shard_set.unpack(row, view[extent.start - whole[0] :][: extent.num_bytes])
+            row: shard_set.unpack(row, cut_out(chunks, extent.start - whole[0], extent.num_bytes))
             for row, extent in extents.items()
         }
-        return frames, len(chunks) if loaded else 0, len(data) if loaded else 0
+        return frames, len(ranges) if loaded else 0, sum(map(len, chunks)) if loaded else 0
 
 
 def coalesce(ranges: Sequence[Range], max_gap: int) -> list[Range]:
@@ -176,6 +176,15 @@ def split_range(whole: Range) -> list[Range]:
     return [(start + at, min(CHUNK_BYTES, num_bytes - at)) for at in range(0, num_bytes, CHUNK_BYTES)]
 
 
+def cut_out(chunks: Sequence[bytes], start: int, num_bytes: int) -> memoryview:
+    """Bytes start .. start + num_bytes of what `split_range` split; joined whole, a video would be in memory twice."""
+    number, inside = divmod(start, CHUNK_BYTES)
+    found = memoryview(chunks[number])[inside : inside + num_bytes]
+    while len(found) < num_bytes and (number := number + 1) < len(chunks):
+        found = memoryview(b"".join((found, memoryview(chunks[number])[: num_bytes - len(found)])))
+    return found
+
+
 def _read_ranges(
     shard_set: ShardSet, extents: dict[int, Extent], max_gap: int
 ) -> tuple[dict[int, EncodedFrame], int, int]:
@@ -189,7 +198,3 @@ def _read_ranges(
         view = memoryview(data)[extent.start - start :]
         frames[row] = shard_set.unpack(row, view[: extent.num_bytes])
     return frames, len(ranges), sum(map(len, found.values()))
-
-
-def _load(shard_set: ShardSet, shard: int, chunks: list[Range]) -> bytes:
-    return b"".join(shard_set.read_ranges(shard, chunks))

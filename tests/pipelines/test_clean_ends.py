@@ -141,7 +141,7 @@ class Nursery:
 
     def close(self) -> None:
         try:
-            self.process.communicate(timeout=30)
+            self.process.communicate(timeout=120)
         finally:
             self.process.kill()
             self.errors.close()

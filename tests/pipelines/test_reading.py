@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+import tracemalloc
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -27,6 +28,7 @@ from pipelines.reading.clip_reader import (
     ClipReader,
     ReadPlan,
     coalesce,
+    cut_out,
     split_range,
     video_range,
 )
@@ -37,6 +39,7 @@ from pipelines.source import ClipSource
 from pipelines.types import Batch
 from shards.byte_cache import LEAST_BYTES, ByteCache
 from shards.reader import DamagedFrameError, ShardSet
+from shards.sets.sparse_set import SparseSet, write_sparse_set
 from shards.shard_files import SlowStorage
 from shards.speed import StorageSpeed
 from tests.pipelines.fake_set import STRIDE, FakeSet, FakeVideo
@@ -192,8 +195,17 @@ def test_large_videos_are_read_in_chunks(monkeypatch):
     assert split_range((7, 250)) == [(7, 100), (107, 100), (207, 50)]
 
 
+@given(st.integers(0, 249), st.integers(1, 250))
+def test_what_lies_in_several_chunks_is_put_together(start, num_bytes):
+    data = bytes(range(250))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("pipelines.reading.clip_reader.CHUNK_BYTES", 100)
+        chunks = [data[first : first + length] for first, length in split_range((0, 250))]
+        assert cut_out(chunks, start, num_bytes) == data[start : start + num_bytes]
+
+
 def test_the_pool_loads_each_video_once_for_all_threads_and_stays_within_its_limit():
-    pool, loads, held = VideoPool(1000), [], []
+    pool, loads, held = VideoPool[bytes](1000), [], []
     barrier = threading.Barrier(6)
 
     def load_video(name: int) -> bytes:
@@ -216,8 +228,30 @@ def test_the_pool_loads_each_video_once_for_all_threads_and_stays_within_its_lim
     assert [pool.get(name, 300, partial(load_video, name))[1] for name in (1, 3, 4, 2)] == [False, False, False, True]
 
 
+def test_a_video_that_does_not_fit_beside_those_being_read_waits_for_them():
+    pool, started, go_on = VideoPool[bytes](500), threading.Event(), threading.Event()
+    at_once, most = [0], []
+
+    def load_slowly(_: int) -> bytes:
+        at_once[0] += 1
+        most.append(at_once[0])
+        started.set()
+        assert go_on.wait(10)
+        at_once[0] -= 1
+        return b"x" * 300
+
+    with ThreadPoolExecutor(4) as threads:
+        found = [threads.submit(pool.get, name, 300, partial(load_slowly, name)) for name in range(4)]
+        assert started.wait(10)
+        go_on.set()
+        assert [future.result() for future in found] == [(b"x" * 300, True)] * 4
+    assert max(most) == 1 and pool._taken == 300
+    with pytest.raises(ValueError, match="a video of 501 bytes does not fit into a pool of 500"):
+        pool.get("large", 501, lambda: b"")
+
+
 def test_a_video_that_is_being_read_is_not_dropped_for_another():
-    pool, started, go_on, loads = VideoPool(400), threading.Event(), threading.Event(), []
+    pool, started, go_on, loads = VideoPool[bytes](700), threading.Event(), threading.Event(), []
 
     def load_slowly() -> bytes:
         loads.append(1)
@@ -233,11 +267,11 @@ def test_a_video_that_is_being_read_is_not_dropped_for_another():
         go_on.set()
         assert first.result() == (b"1" * 300, True) and again.result() == (b"1" * 300, False)
     assert loads == [1]
-    assert pool.get(3, 300, lambda: b"3" * 300)[1] and pool._taken == 300
+    assert pool.get(3, 300, lambda: b"3" * 300)[1] and pool._taken == 600
 
 
 def test_an_error_of_loading_a_video_reaches_all_and_is_not_kept():
-    pool = VideoPool(1000)
+    pool = VideoPool[bytes](1000)
 
     def fail() -> bytes:
         raise OSError("gone")
@@ -485,3 +519,34 @@ def test_pools_that_cannot_be_are_refused(pooled, batch_size, message):
 def test_read_plans_that_are_none_are_refused(arguments):
     with pytest.raises(ValueError, match=r"frame, span, resident|at least 0"):
         ReadPlan(**arguments)
+
+
+FRAME_BYTES = 3_000_000
+"""Of a video of 4K, on average; up to half as much again."""
+
+
+@pytest.fixture(scope="module")
+def huge(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Videos of 12 frames of 4K; zeros that take no disk."""
+    facts = SparseSet(num_videos=8, num_frames=12, image_bytes=FRAME_BYTES, mask_bytes=20_000)
+    return write_sparse_set(tmp_path_factory.mktemp("huge"), facts)
+
+
+@pytest.mark.parametrize(("name", "pool_bytes"), [("frame", 0), ("span", 0), ("resident", 110_000_000)])
+def test_memory_stays_within_what_the_options_allow(huge, name, pool_bytes):
+    threads, look_ahead, batch_size, max_gap = 3, 2, 2, 4_000_000
+    with ShardSet.open(huge) as shard_set:
+        recipe = make_recipe("rde_video", {"size": 32, "num_frames": 3, "max_gap": [[0, 4]]})
+        source = ClipSource([MixEntry(shard_set, "train")], recipe, seed=1, steps=12, batch_size=batch_size)
+        videos = [video_range(shard_set, video)[1] for video in range(8)]
+        assert all(30_000_000 < num_bytes < 55_000_000 for num_bytes in videos)
+        tracemalloc.start()
+        try:
+            load_plans(source, threads=threads, look_ahead=look_ahead, reading=ReadPlan(name, max_gap, pool_bytes))
+            peak = tracemalloc.get_traced_memory()[1]
+        finally:
+            tracemalloc.stop()
+    clip = 3 * 1.5 * FRAME_BYTES
+    encoded = (look_ahead + 1) * batch_size * clip  # and those of the batch that is being made
+    read = threads * (clip + (2 * max_gap if name == "span" else 0))  # before its frames are cut out of it
+    assert 2 * clip < peak < encoded + read + pool_bytes + 5_000_000
