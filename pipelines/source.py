@@ -108,10 +108,10 @@ class ClipSource:
 
 def _require_masks(dataset: ShardSet, *, soft: bool) -> None:
     if (dataset.mask_codec in SOFT_CODECS) != soft:
-        words = ("label maps of video, as rde_video and rde_bl30k", "soft masks of still images, as rde_static")
+        words = ("label maps of video", "soft masks of still images")
         raise DataError(
             dataset.path,
-            expected=f"{words[soft]} need them",
-            found=f"{words[not soft].partition(',')[0]} (mask codec {dataset.mask_codec})",
+            expected=f"{words[soft]}, which this recipe needs",
+            found=f"{words[not soft]} (mask codec {dataset.mask_codec})",
             remedy="give the stage another recipe, or its recipe another shard set",
         )
