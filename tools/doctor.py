@@ -16,14 +16,15 @@ from dataclasses import asdict
 from pathlib import Path
 from textwrap import fill
 
-from pipelines.reading.clip_reader import READ_PLANS, PlanName
+from pipelines.reading.clip_reader import READ_PLANS
 from pipelines.reading.doctor import Diagnosis, Examination, diagnose_folder, diagnose_set, num_cells, verdict
 from shards.building.plan import parse_size
+from shards.index.copies import copies_folder, index_copies
 from shards.manifest import MANIFEST
 from shards.reader import ShardSet
 from shards.shard_files import open_shard_for_clips
 from shards.speed import Measured
-from shards.storage import Location, locate, write_bytes
+from shards.storage import Location, RemotePath, locate, write_bytes
 from tools.cli import TEXT_WIDTH, Parser, output_file, run
 from tools.progress import Progress
 from tools.source_arguments import positive
@@ -41,7 +42,7 @@ def doctor(arguments: list[str]) -> int:
     print(_reads_table(found))
     print(f"\n{_limits_table(found)}")
     print(f"\n{_recipes_table(found)}\n")
-    for sentence in verdict(found):
+    for sentence in verdict(found) + _index_copies(given.path):
         print(fill(sentence, TEXT_WIDTH, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False))
     if given.json is not None:
         write_bytes(given.json, (json.dumps(asdict(found) | {"verdict": verdict(found)}, indent=2) + "\n").encode())
@@ -104,7 +105,7 @@ def _recipes_table(found: Diagnosis) -> str:
     head = f"{'recipe':<22}{'frames':>7}{'MB':>7}{'frame':>9}{'span':>9}{'resident':>10}{'decoding':>10}  clips/s"
     rows = []
     for one in found.recipes:
-        plans = [_rate(name, one.clips_per_second.get(name)) for name in READ_PLANS]
+        plans = [_rate(one.clips_per_second.get(name)) for name in READ_PLANS]
         decoding = "" if one.decoding is None else f"{one.decoding:.0f}"
         figures = f"{plans[0]:>9}{plans[1]:>9}{plans[2]:>10}{decoding:>10}"
         rows.append(f"{one.recipe:<22}{one.num_frames:>7}{one.megabytes:>7.2f}{figures}  by {one.plan}")
@@ -112,12 +113,20 @@ def _recipes_table(found: Diagnosis) -> str:
     return "\n".join([head, *rows])
 
 
-def _rate(plan: PlanName, clips_per_second: float | None) -> str:
-    if clips_per_second is None:
-        return ""
-    if plan == "resident" and clips_per_second >= 1e5:
-        return "memory"  # everything is there after one pass
-    return f"{clips_per_second:.0f}"
+def _rate(clips_per_second: float | None) -> str:
+    return "" if clips_per_second is None else f"{clips_per_second:.0f}"
+
+
+def _index_copies(path: Location) -> list[str]:
+    """Of remote sets: what their indexes take on this machine's disk."""
+    copies = index_copies() if isinstance(path, RemotePath) else []
+    if not copies:
+        return []
+    size = sum(copy.num_bytes for copy in copies) / 1e6
+    sets = "1 remote set" if len(copies) == 1 else f"{len(copies)} remote sets"
+    return [
+        f"Copies of the indexes of {sets} take {size:.0f} MB in {copies_folder()}; they may be removed at any time."
+    ]
 
 
 if __name__ == "__main__":

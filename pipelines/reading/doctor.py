@@ -134,6 +134,7 @@ def diagnose_folder(folder: Location, wanted: Examination) -> Diagnosis:
 def verdict(found: Diagnosis) -> list[str]:
     """What it means, in sentences."""
     speed = f"{1e3 * found.speed.latency:.2f} ms to answer a small read, {found.speed.bandwidth / 1e6:.0f} MB/s at best"
+    speed += f", {1e3 * found.speed.request_cpu:.2f} ms of CPU a request"
     lines = [f"{found.place}: {speed} ({_state(found)})."]
     limits: dict[str, dict[str, float]] = {}
     for one in found.recipes:

@@ -21,6 +21,7 @@ from shards.building.build import build, silent
 from shards.building.plan import BuildRequest, make_plan
 from shards.byte_cache import PAGE, ByteCache, open_cache
 from shards.errors import DataError
+from shards.index.copies import KEPT_DAYS, copies_folder, index_copies
 from shards.manifest import ShardFacts
 from shards.reader import DamagedFrameError, ShardSet
 from shards.shard_files import SlowStorage, open_shard
@@ -42,7 +43,7 @@ def local(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(autouse=True)
-def index_copies(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def cache_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("VOSFORGE_CACHE", str(tmp_path / "index-copies"))
 
 
@@ -94,6 +95,30 @@ def test_a_damaged_copy_of_the_index_is_to_be_removed_and_is_made_again(server, 
     shutil.rmtree(copy.parent)
     with ShardSet.open(url) as shard_set:
         assert shard_set.read(0) == frames[0]
+
+
+def test_copies_of_indexes_tell_their_size_and_go_when_nobody_opened_them_for_a_month(server, frames, tmp_path, caplog):
+    caplog.set_level("INFO")
+    url = f"{server.url}/davis2017"
+    unused, recent = copies_folder() / "unused", copies_folder() / "recent"
+    for folder, days in ((unused, KEPT_DAYS + 1), (recent, KEPT_DAYS - 1)):
+        folder.mkdir(parents=True)
+        (folder / "videos.arrow").write_bytes(bytes(1000))
+        os.utime(folder, (time.time() - days * 86_400,) * 2)
+    with ShardSet.open(url) as shard_set:
+        name, begun = shard_set.fingerprint, time.time()
+        copies = index_copies()
+        assert [copy.folder.name for copy in copies] == ["recent", name] and copies[0].num_bytes == 1000
+        assert copies[1].num_bytes == sum(path.stat().st_size for path in copies[1].folder.iterdir()) > 1000
+        assert f"{url}: its index (0 MB) was copied to {copies[1].folder}; it may be removed at any time" in caplog.text
+        assert f"removed {unused}: an index that nobody opened for 30 days" in caplog.text
+        os.utime(copies[1].folder, (0, 0))
+        shutil.rmtree(copies[1].folder)  # who has it open goes on
+        assert shard_set.read(4) == frames[4]
+    ShardSet.open(url).close()
+    os.utime(copies[1].folder, (0, 0))
+    ShardSet.open(url).close()
+    assert index_copies()[-1].folder.name == name and index_copies()[-1].last_used >= begun - 1
 
 
 def test_a_damaged_answer_is_asked_for_once_more(server, frames):

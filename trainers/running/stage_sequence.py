@@ -242,6 +242,9 @@ def _report_data(run: Run, stage: StageRun, step: int) -> None:
     )
     text = "stage %s: %s, %.1f MB read (%.2f of what they use), %s showed no object, %s passed over"
     logger.info(text, stage.name, clips, record["bytes_read"] / 1e6, times, missed, trials)
+    if record["retries"]:
+        text = "stage %s: the storage did not answer well at once; requests made again: %d"
+        logger.warning(text, stage.name, record["retries"])
     if replaced:
         text = "stage %s: %s of another video than planned, which is damaged (in %s); the first: %s"
         logger.warning(text, stage.name, counted(len(replaced), "clip"), FILE_NAME, replaced[0]["found"])
