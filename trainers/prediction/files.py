@@ -35,6 +35,7 @@ from trainers.views import Sight
 SETTINGS_FILE = "segment.json"
 FRAMES_AHEAD = 2
 FRAMES_BEHIND = 4
+SIGNAL_SECONDS = 0.2
 JPEG_START = b"\xff\xd8"
 
 Item = TypeVar("Item")
@@ -189,7 +190,9 @@ def segment_all(
     with ThreadPoolExecutor(in_flight) as pool:
         futures = [pool.submit(work, plan) for plan in plans]
         try:
-            wait(futures, return_when=FIRST_EXCEPTION)
+            # In short waits: a signal that another thread got is seen by this one, the main one, when it runs next.
+            while wait(futures, SIGNAL_SECONDS, return_when=FIRST_EXCEPTION).not_done and not _any_failed(futures):
+                pass
             for future in futures:
                 if future.done() and not future.cancelled() and (error := future.exception()) is not None:
                     raise error
@@ -197,6 +200,10 @@ def segment_all(
         finally:
             stop.set()
             pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _any_failed(futures: Sequence[Future[VideoTiming]]) -> bool:
+    return any(future.done() and future.exception() is not None for future in futures)
 
 
 class _StoppedError(Exception):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 
@@ -39,6 +39,9 @@ def _means_over_objects(
     _source: VideoSource, scores: Sequence[ObjectScores], _categories: Categories
 ) -> dict[str, float]:
     return global_scores(scores)
+
+
+SIGNAL_SECONDS = 0.2
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,6 +146,8 @@ def _score_all(
             futures = [pool.submit(protocol.score, source, results, video) for video in videos]
         try:
             for future in futures:
+                while wait([future], SIGNAL_SECONDS).not_done:
+                    pass  # in short waits, after which a signal that another thread got is seen
                 yield future.result()
         except BrokenProcessPool:
             raise OSError("a worker process was killed (out of memory?); score again with fewer --jobs") from None
