@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import logging
+import math
 import statistics
 import time
 from collections import OrderedDict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from pipelines.reading.clip_reader import (
@@ -139,6 +140,14 @@ def _number(source: ClipSource, positions: range, place: int) -> int:
     return step * source.batch_size + positions[turn]
 
 
+def _simulated_places(source: ClipSource, clips_per_step: int) -> Iterator[int]:
+    """Which of a rank's clips stand for the stage: a run of them from where each mix of it begins, by its length."""
+    ends = [*(first for first, _ in source.mix.phases[1:]), source.steps]
+    for (first, _), end in zip(source.mix.phases, ends, strict=True):
+        count = math.ceil(SIMULATED_CLIPS * (end - first) / source.steps)
+        yield from range(first * clips_per_step, min(first * clips_per_step + count, end * clips_per_step))
+
+
 def _sampled_plans(source: ClipSource, numbers: Iterable[int]) -> tuple[list[ClipPlan], float]:
     """Plans, and the CPU time of a typical one: the first of a shard also read its part of the index."""
     plans, times = [], []
@@ -169,7 +178,7 @@ def _resident_demand(source: ClipSource, positions: range, reading: ReadPlan, ot
     pool: OrderedDict[tuple[int, int], int] = OrderedDict()
     requests = num_bytes = 0.0
     clips = taken = dropped = 0
-    for place in range(min(SIMULATED_CLIPS, source.steps * len(positions))):
+    for place in _simulated_places(source, len(positions)):
         pick = source.mix.pick(source.key, _number(source, positions, place))
         clips += 1
         key = pick.dataset, pick.video

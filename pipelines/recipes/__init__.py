@@ -7,7 +7,7 @@ import difflib
 from collections.abc import Mapping
 from typing import Any
 
-from pipelines.recipes.clip_length import clip_lengths
+from pipelines.recipes.clip_length import clip_lengths, length_at
 from pipelines.recipes.mtmfi import Mtmfi
 from pipelines.recipes.rde import RdeBl30k, RdeVideo
 from pipelines.recipes.rde_static import RdeStatic
@@ -26,6 +26,7 @@ __all__ = [
     "StmCycleDali",
     "StmCyclePaper",
     "clip_lengths",
+    "length_at",
     "make_recipe",
 ]
 

@@ -5,14 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 from pipelines.recipes.limits import Limits, table_of
-from pipelines.recipes.request import ClipRequest, Recipe
+from pipelines.recipes.request import Recipe
 
 
-def length_at(recipe: Recipe, request: ClipRequest) -> int:
-    """Frames of the clips of the request's step."""
-    if recipe.clip_length is None:
-        return recipe.num_frames
-    return int(recipe.clip_length.at(request.step, request.steps))
+def length_at(recipe: Recipe, step: int, steps: int) -> int:
+    """Frames of the clips of a step of a stage of `steps` steps."""
+    return recipe.num_frames if recipe.clip_length is None else int(recipe.clip_length.at(step, steps))
 
 
 def clip_lengths(recipe: Recipe) -> list[int]:

@@ -104,7 +104,7 @@ class Mtmfi:
         object_id = request.object_id
         if object_id is None and visible:
             object_id = request.stream(StreamName.OBJECTS).choice(sorted(visible))
-        stream, length = request.stream(StreamName.FRAMES), length_at(self, request)
+        stream, length = request.stream(StreamName.FRAMES), length_at(self, request.step, request.steps)
         reference = int(stream.choice(range(len(rows)) if object_id is None else visible[object_id].tolist()))
         others = [position for position in range(len(rows)) if position != reference]
         targets = [others[rank] for rank in stream.permutation(len(others))[: length - 1]]

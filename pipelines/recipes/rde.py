@@ -191,7 +191,7 @@ class RdeVideo:
     def _draw_colours(self, request: ClipRequest, trial: int) -> ClipColours:
         return draw_colours(
             request.stream(StreamName.COLOUR, trial=trial),
-            length_at(self, request),
+            length_at(self, request.step, request.steps),
             clip_jitter=self.clip_jitter,
             grayscale=self.grayscale,
             frame_jitter=self.frame_jitter,
@@ -203,7 +203,7 @@ class RdeVideo:
         # Gaps count annotated frames. A published gap below the step would be 0 and starts could leave the video.
         max_gap = max(1, int(self.max_gap.at(request.step, request.steps)) // request.gap_step)
         stream = request.stream(StreamName.FRAMES, trial=trial)
-        positions = choose_positions(stream, len(rows), max_gap, length_at(self, request))
+        positions = choose_positions(stream, len(rows), max_gap, length_at(self, request.step, request.steps))
         if stream.happens(self.reverse):
             positions = positions[::-1]
         return tuple(rows[positions].tolist())

@@ -135,7 +135,8 @@ class RdeStatic:
 
     def plan(self, request: ClipRequest) -> ClipPlan:
         """The plan of one clip: several times the image, each seen through numbers of its own."""
-        frame, length = int(annotated_frames(request.shard_set, request.video)[0]), length_at(self, request)
+        frame = int(annotated_frames(request.shard_set, request.video)[0])
+        length = length_at(self, request.step, request.steps)
         damage, colour = request.stream(StreamName.DAMAGE), request.stream(StreamName.COLOUR)
         colours = draw_colours(
             colour,

@@ -177,7 +177,7 @@ class StmCycle:
         top, right, bottom, left = (round(sides[axis] * stream.uniform(0, self.cut)) for axis in (0, 1, 0, 1))
         sheared = stream.uniform(-1, 1) * self.corner_shear[0], stream.uniform(-1, 1) * self.corner_shear[1]
         scale, shear = angles.uniform(*self.scale), angles.uniform(-self.shear, self.shear)
-        length = length_at(self, request)
+        length = length_at(self, request.step, request.steps)
         rotations = (self.rotation * (2 * angles.uniforms(length) - 1)).tolist()
         colour = request.stream(StreamName.COLOUR)
         return StmCycleSteps(
@@ -197,7 +197,8 @@ class StmCycle:
         rows = annotated_frames(request.shard_set, request.video)
         reach = min(max(1, int(self.max_gap.at(request.step, request.steps)) // request.gap_step), self.largest_gap)
         stream = request.stream(StreamName.FRAMES, trial=trial)
-        return tuple(rows[choose_positions(stream, len(rows), reach, length_at(self, request))].tolist())
+        length = length_at(self, request.step, request.steps)
+        return tuple(rows[choose_positions(stream, len(rows), reach, length)].tolist())
 
     def _order_objects(self, stream: Stream, ids: list[int]) -> tuple[int, ...]:
         if self.slots == "visible":

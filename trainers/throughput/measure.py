@@ -22,6 +22,7 @@ from pipelines.executors.cpu import Step
 from pipelines.loader import share_of_batch
 from pipelines.order.curriculum import Table
 from pipelines.reading.cost import choose_reading
+from pipelines.recipes import length_at
 from pipelines.types import Batch, EncodedClip
 from trainers.config import Config
 from trainers.running.distributed import choose_device, gather_objects, process_group, read_ranks, share_threads
@@ -264,10 +265,10 @@ class _Measuring:
         return {name: 1e3 * self._clips_per_step / rate for name, rate in rates.items()}
 
     def _circumstances(self) -> Circumstances:
-        place = self._path.place
+        place, source = self._path.place, self._path.source
         return Circumstances(
             clips_per_step=self._clips_per_step,
-            frames_per_clip=self._path.source.recipe.num_frames,
+            frames_per_clip=length_at(source.recipe, self._path.first_step, source.steps),
             reading_threads=self._path.reading_threads,
             loading_threads=place.threads.loading,
             compute_threads=place.threads.compute,
