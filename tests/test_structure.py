@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import importlib
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -116,3 +117,13 @@ def test_importing_the_packages_neither_seeds_nor_loads_dali() -> None:
     )
     result = subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stderr
+
+
+@pytest.mark.parametrize("page", ["README.md", *(f"docs/{path.name}" for path in (REPOSITORY / "docs").glob("*.md"))])
+def test_what_a_page_names_is_there(page: str) -> None:
+    text = (REPOSITORY / page).read_text(encoding="utf-8")
+    links = re.findall(r"\]\((?!https?:)([^)#]+)", text)
+    missing = [link for link in links if not (REPOSITORY / page).parent.joinpath(link).exists()]
+    named = re.findall(rf"`((?:{'|'.join([*ALLOWED, 'tests'])})/[\w/]+\.(?:py|yaml|sh))\b", text)
+    missing += [name for name in named if not (REPOSITORY / name).exists()]
+    assert not missing
