@@ -92,7 +92,9 @@ class Nodes:
 
     def end(self) -> str:
         """Wait for all; how they ended."""
-        return f"statuses {[launcher.wait(400) for launcher in self.launchers.values()]}"
+        started = time.monotonic()
+        statuses = [launcher.wait(400) for launcher in self.launchers.values()]
+        return f"statuses {statuses} after {time.monotonic() - started:.0f} s"
 
 
 def run_values(shards: Path, output: Path) -> dict[str, Any]:
