@@ -10,7 +10,7 @@ from pydantic import BeforeValidator, Field, PlainSerializer
 from pydantic.dataclasses import dataclass
 
 from pipelines.order.pooled import Pooled
-from pipelines.reading.clip_reader import OnCorrupt, ReadPlan
+from pipelines.reading.clip_reader import NEIGHBOUR_GAP, OnCorrupt, ReadPlan
 from pipelines.reading.cost import choose_reading, known_speed, probe_source, span_gap
 from pipelines.source import ClipSource
 from shards.building.plan import parse_size
@@ -102,7 +102,8 @@ class ReadingOptions:
     def reading(self, source: ClipSource, positions: range) -> ReadPlan:
         """The read plan of a rank, which reads these positions of each global batch."""
         if self.plan in ("frame", "resident"):
-            return ReadPlan(self.plan, pool_bytes=self.memory)
+            # A video that does not fit is read frame by frame: of its whole span, threads would hold hundreds of MB.
+            return ReadPlan(self.plan, NEIGHBOUR_GAP, self.memory)
         speed = self.speed(source)
         if self.plan == "span":
             return ReadPlan("span", span_gap(speed))

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from pipelines.order.pooled import Pooled
-from pipelines.reading.clip_reader import WHOLE_SPAN
+from pipelines.reading.clip_reader import NEIGHBOUR_GAP, WHOLE_SPAN
 from shards.byte_cache import LEAST_BYTES, ByteCache
 from shards.errors import DataError
 from shards.reader import ShardSet
@@ -81,7 +81,8 @@ def test_options_become_openers_and_plans(tmp_path):
     assert cache == ByteCache(tmp_path, 20_000_000)
     given = {"latency_ms": 100, "bandwidth_mb": 50}
     assert ReadingOptions(plan="frame").reading(source, range(4)).name == "frame"
-    assert ReadingOptions(plan="resident", memory="5GB").reading(source, range(4)).pool_bytes == 5 * 10**9
+    resident = ReadingOptions(plan="resident", memory="5GB").reading(source, range(4))
+    assert (resident.pool_bytes, resident.gap) == (5 * 10**9, NEIGHBOUR_GAP)  # videos that do not fit: frame by frame
     assert ReadingOptions(plan="span", **given).reading(source, range(4)).max_gap == 5_000_000 < WHOLE_SPAN
     chosen = ReadingOptions(memory=1, **given).reading(source, range(4))
     assert chosen.name == "span"
