@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models.layers import ShortcutConv, convolve_joined
-from models.weight_files import read_tensors, require_finite
+from models.weight_files import list_differences, read_state, require_finite
 
 RESIDUAL_START = 0.2
 """Weight of the last batch norm of each residual branch where there are no ImageNet weights."""
@@ -192,20 +192,14 @@ def load_imagenet(trunk: nn.Module, path: Path) -> None:
 
     `layer1` of the file becomes `res2` where the trunk has one, and `layer2` and `layer3` `res3` and `res4`; `layer4`
     and `fc` are dropped; convolution biases, which the file does not have, become 0; input channels after the third
-    keep their start. Raises ValueError listing
-    every name that is missing, unexpected or of another shape, or naming a tensor that is not finite; the trunk is
-    untouched then. The published weights are torchvision's V1 files, resnet50-19c8e357 and resnet18-5c106cde.
+    keep their start. Raises ValueError listing every name that is missing, unexpected or of another shape, or naming a
+    tensor that is not finite; the trunk is untouched then. The published weights are torchvision's V1 files,
+    resnet50-19c8e357 and resnet18-5c106cde.
     """
     target = _imagenet_part(trunk)
     source = _read_imagenet(path, _stage_names(target))
     optional = {name for name in target if re.search(r"(conv\d|downsample\.0)\.bias$|num_batches_tracked$", name)}
-    problems = [f"missing {name}" for name in sorted(target.keys() - source.keys() - optional)]
-    problems += [f"unexpected {name}" for name in sorted(source.keys() - target.keys())]
-    problems += [
-        f"{name} is {tuple(source[name].shape)}, expected {tuple(target[name].shape)}"
-        for name in sorted(target.keys() & source.keys())
-        if target[name].shape != source[name].shape
-    ]
+    problems = list_differences(target, source, optional=optional)
     if problems:
         raise ValueError(
             f"{path}: not ImageNet weights of this trunk; give torchvision's V1 file: " + "; ".join(problems)
@@ -233,11 +227,8 @@ def _stage_names(target: Mapping[str, Tensor]) -> dict[str, str]:
 
 
 def _read_imagenet(path: Path, stages: Mapping[str, str]) -> dict[str, Tensor]:
-    content = read_tensors(path)
-    if not isinstance(content, Mapping):
-        raise ValueError(f"{path}: expected a state dict (names to tensors), found a {type(content).__name__}")
     return {
-        re.sub(r"^layer[123](?=\.)", lambda found: stages[found.group()], str(name)): tensor
-        for name, tensor in content.items()
-        if not str(name).startswith(("layer4.", "fc."))
+        re.sub(r"^layer[123](?=\.)", lambda found: stages[found.group()], name): tensor
+        for name, tensor in read_state(path).items()
+        if not name.startswith(("layer4.", "fc."))
     }

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from models.backbones import RESIDUAL_START, Bottleneck, FrozenBatchNorm, initialise_trunk
 from models.layers import ShortcutConv
-from models.weight_files import NoWeightsError, read_tensors, require_finite
+from models.weight_files import NoWeightsError, list_differences, read_state, require_finite
 
 logger = logging.getLogger(__name__)
 
@@ -131,19 +131,10 @@ def load_trunk(trunk: FrozenTrunk, path: Path) -> None:
     that is missing, unexpected or of another shape, or naming a tensor that is not finite; the trunk is untouched then.
     The published files are resnet101-5d3b4d8f and resnet18-5c106cde.
     """
-    content = read_tensors(path)
-    if not isinstance(content, Mapping):
-        raise ValueError(f"{path}: expected a state dict (names to tensors), found a {type(content).__name__}")
-    source = {str(name): tensor for name, tensor in content.items() if not str(name).startswith("fc.")}
+    source = {name: tensor for name, tensor in read_state(path).items() if not name.startswith("fc.")}
     target = trunk.state_dict()
     optional = {name for name in target if name.endswith("num_batches_tracked")}
-    problems = [f"missing {name}" for name in sorted(target.keys() - source.keys() - optional)]
-    problems += [f"unexpected {name}" for name in sorted(source.keys() - target.keys())]
-    problems += [
-        f"{name} is {tuple(source[name].shape)}, expected {tuple(target[name].shape)}"
-        for name in sorted(target.keys() & source.keys())
-        if target[name].shape != source[name].shape
-    ]
+    problems = list_differences(target, source, optional=optional)
     if problems:
         raise ValueError(f"{path}: not weights of a {trunk.name}; give torchvision's V1 file: " + "; ".join(problems))
     require_finite(source, path)

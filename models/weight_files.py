@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pickle
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -88,9 +88,15 @@ def load_strictly(model: nn.Module, state: Mapping[str, Tensor], path: Path) -> 
     model.load_state_dict(state)
 
 
-def list_differences(expected: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> list[str]:
-    """One line for each name that is missing or unexpected and each tensor of another shape, sorted; empty if equal."""
-    lines = [f"missing {key} {_shape(expected[key])}" for key in sorted(expected.keys() - found.keys())]
+def list_differences(
+    expected: Mapping[str, Tensor], found: Mapping[str, Tensor], *, optional: Collection[str] = ()
+) -> list[str]:
+    """One line for each name that is missing or unexpected and each tensor of another shape, sorted; empty if equal.
+
+    optional: names that may be missing.
+    """
+    missing = expected.keys() - found.keys() - set(optional)
+    lines = [f"missing {key} {_shape(expected[key])}" for key in sorted(missing)]
     lines += [f"unexpected {key} {_shape(found[key])}" for key in sorted(found.keys() - expected.keys())]
     return lines + [
         f"{key} is {_shape(found[key])}, expected {_shape(expected[key])}"

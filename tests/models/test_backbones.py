@@ -88,7 +88,7 @@ def test_every_difference_is_listed_and_the_trunk_is_untouched(tmp_path: Path) -
         "missing layer2.0.conv1.weight",
         "missing res2.0.bn1.weight",
         "unexpected layer5.weight",
-        "bn1.bias is (5,), expected (4,)",
+        "bn1.bias is [5], expected [4]",
     ):
         assert problem in message
     assert all(torch.equal(tensor, before[name]) for name, tensor in trunk.state_dict().items())
