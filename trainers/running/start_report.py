@@ -17,6 +17,7 @@ from pipelines.order.curriculum import Table
 from pipelines.recipes import clip_lengths
 from pipelines.source import ClipSource
 from shards.storage import write_bytes
+from shards.wording import counted
 from trainers.config import Config, Stage, as_plain
 from trainers.methods.rde import RdeNetwork
 from trainers.records.journal import read_journal
@@ -104,17 +105,18 @@ def _say(config: Config, record: Mapping[str, Any]) -> None:
     size = f"{config.model.name}, {record['parameters'] / 1e6:.4g} M parameters"
     made = f"commit {versions['commit'][:12]}{'+changes' if versions['commit'].endswith('+changes') else ''}"
     logger.info("%s: %s | %s | %s | torch %s", config.folder, where, size, made, versions["torch"])
+    alone = record["world_size"] == 1
+    device = "cpu" if record["device"] == "cpu" else f"{record['device']} ({record['device_name']})"
+    place = f"{counted(record['world_size'], 'process', 'processes')} on {device}"
     threads = f"threads {record['compute_threads']} to compute, {record['loading_threads']} to load"
-    text = "%d processes on %s (%s) | executor %s | %s, each | seed %d"
-    if record["world_size"] == 1:
-        text = "%d process on %s (%s) | executor %s | %s | seed %d"
-    names = (record["world_size"], record["device"], record["device_name"], record["executor"], threads, config.seed)
-    logger.info(text, *names)
+    each = "" if alone else ", each"
+    logger.info("%s | executor %s | %s%s | seed %d", place, record["executor"], threads, each, config.seed)
     for stage, described in zip(config.stages, record["stages"], strict=True):
-        clips = f"{stage.batch_size} clips ({described['clips_per_rank']} of each process)"
+        share = "" if alone else f" ({described['clips_per_rank']} of each process)"
+        clips = f"{counted(stage.batch_size, 'clip')}{share}"
         rates = ", ".join(f"{rate:g} from step {at}" for at, rate in described["learning_rate_from_step"].items())
-        text = "stage %s: %d steps x %s | %s | learning rate %s"
-        logger.info(text, stage.name, stage.steps, clips, described["precision"], rates)
+        text = "stage %s: %s x %s | %s | learning rate %s"
+        logger.info(text, stage.name, counted(stage.steps, "step"), clips, described["precision"], rates)
         for name in RECIPE_TABLES:
             values = ", ".join(f"{value:g} from step {at}" for at, value in described[f"{name}_from_step"].items())
             if values:
