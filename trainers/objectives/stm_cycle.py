@@ -114,8 +114,8 @@ class StmCycleObjective(nn.Module):
         """Loss of a batch and its parts.
 
         images (B, T, 3, H, W) normalised float of any size; masks (B, T, H, W) uint8 slots, 255 = void; num_objects
-        (B,) int64, read by the host once; first_masks (B, K, H, W) float, what frame 0 is memorised with. clean_masks
-        is not used. Returns the loss, a float32 scalar, and detached scalars for the log (see `summarise`). A clip
+        (B,) int64, which the host reads, once, with the open ways back; first_masks (B, K, H, W) float, what frame 0 is
+        memorised with. clean_masks is not used. Returns the loss, a float32 scalar, and detached scalars for the log (see `summarise`). A clip
         without an object in frame 0 has loss 0, and the mean is over all clips. Raises ValueError for another clip
         length or size.
         """
