@@ -56,9 +56,11 @@ def _order(result: ScaleResult) -> list[str]:
     seen = result.coverage
     uses = f"{seen.least_uses} to {seen.most_uses} uses of each of {seen.videos} videos"
     lines = [f"{seen.passes} pass, {seen.clips} clips by {result.cluster.ranks} ranks: {uses}", ""]
-    lines.append(f"{'mixed, one pass':<22}{'weight':>8}{'clips':>8}{'off in the worst window':>26}")
-    for name, portion in result.portions.items():
-        lines.append(f"{name:<22}{portion.weight:>8}{portion.clips:>8}{portion.worst_window:>26.2f}")
+    mixes = {"mixed, one pass": result.portions, "and the last pausing": result.portions_of_change}
+    for title, portions in mixes.items():
+        lines.append(f"{title:<22}{'weight':>8}{'clips':>8}{'off in the worst window':>26}")
+        for name, portion in portions.items():
+            lines.append(f"{name:<22}{portion.weight:>8}{portion.clips:>8}{portion.worst_window:>26.2f}")
     return lines
 
 

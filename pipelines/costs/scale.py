@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -17,8 +17,9 @@ from numpy.typing import NDArray
 
 from pipelines.costs.reading import StartCost, time_start
 from pipelines.loader import share_of_batch
+from pipelines.order.curriculum import Table
 from pipelines.order.pooled import Pooled
-from pipelines.order.sampling import MixEntry
+from pipelines.order.sampling import MixEntry, count_at
 from pipelines.reading.clip_reader import NEIGHBOUR_GAP, PlanName, coalesce
 from pipelines.reading.cost import choose_reading
 from pipelines.recipes.rde import RdeBl30k
@@ -154,12 +155,16 @@ class Expectation:
 
 @dataclass(frozen=True, slots=True)
 class ScaleResult:
-    """Everything that was found; supplies by storage, portions by data set."""
+    """Everything that was found; supplies by storage, portions by data set.
+
+    portions_of_change: of a mix in which the last set pauses from the middle of a pass on.
+    """
 
     cluster: Cluster
     start: StartCost
     coverage: Coverage
     portions: dict[str, Portion]
+    portions_of_change: dict[str, Portion]
     load: Load
     supplies: dict[str, list[Supply]]
     expectations: list[Expectation]
@@ -175,14 +180,14 @@ def simulate(root: Path, others: Sequence[tuple[Path, int]], cluster: Cluster, *
         source = _make_source([MixEntry(shard_set, "train")], cluster)
         coverage, load = cover(source, cluster), measure_load(source, cluster, steps)
         supplies = {name: _supplies(shard_set, storage, cluster) for name, storage in STORAGES.items()}
-        portions = _portions(shard_set, others, cluster)
+        portions, of_change = _portions(shard_set, others, cluster)
         videos = shard_set.num_videos
     expectations = [
         expect(ranks, pace, cluster.ranks_per_node, load=load, start=start, videos=videos)
         for ranks in sorted({1, 8, 64, cluster.ranks})
         for pace in (8.0, 50.0)
     ]
-    return ScaleResult(cluster, start, coverage, portions, load, supplies, expectations)
+    return ScaleResult(cluster, start, coverage, portions, of_change, load, supplies, expectations)
 
 
 def cover(source: ClipSource, cluster: Cluster, *, passes: int = 1) -> Coverage:
@@ -264,9 +269,11 @@ def expect(ranks: int, pace: float, ranks_per_node: int, *, load: Load, start: S
     )
 
 
-def _make_source(entries: Sequence[MixEntry], cluster: Cluster, pooled: Pooled | None = None) -> ClipSource:
+def _make_source(
+    entries: Sequence[MixEntry], cluster: Cluster, pooled: Pooled | None = None, *, clips: int = STAGE_CLIPS
+) -> ClipSource:
     batch = cluster.batch_size
-    steps = max(1, STAGE_CLIPS // batch)
+    steps = max(1, clips // batch)
     return ClipSource(entries, RdeBl30k(), seed=0, steps=steps, batch_size=batch, pooled=pooled)
 
 
@@ -283,11 +290,19 @@ def _portion(weight: int, is_taken: NDArray[np.bool_], due: NDArray[np.float64])
     return Portion(weight, int(is_taken.sum()), float(excess.max() - excess.min()))
 
 
-def _portions(shard_set: ShardSet, others: Sequence[tuple[Path, int]], cluster: Cluster) -> dict[str, Portion]:
+def _portions(
+    shard_set: ShardSet, others: Sequence[tuple[Path, int]], cluster: Cluster
+) -> tuple[dict[str, Portion], dict[str, Portion]]:
+    """Of a mix with the set, all through and with a last set that pauses from the middle of a pass on."""
     opened = [(ShardSet.open(path), repeat) for path, repeat in others]
     try:
         entries = [MixEntry(shard_set, "train"), *(MixEntry(other, "train", repeat) for other, repeat in opened)]
-        return measure_portions(_make_source(entries, cluster), cluster)
+        constant = _make_source(entries, cluster)
+        of_pass = sum(constant.mix.phases[0].weights)
+        pause = replace(entries[-1], repeat=Table(((0, count_at(entries[-1].repeat, 0, 1)), (0.5, 0))))
+        # Two steps at least, for a step of its own before the switch and after it.
+        changing = _make_source([*entries[:-1], pause], cluster, clips=max(of_pass, 2 * cluster.batch_size))
+        return measure_portions(constant, cluster), measure_portions(changing, cluster)
     finally:
         for other, _ in opened:
             other.close()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from dataclasses import replace
 from itertools import combinations
 from pathlib import Path
 
@@ -12,6 +13,7 @@ import torch
 
 from pipelines.costs.reading import StartCost
 from pipelines.costs.scale import STAGE_CLIPS, Cluster, Storage, cover, expect, measure_load, measure_portions
+from pipelines.order.curriculum import Table
 from pipelines.order.sampling import MixEntry
 from pipelines.recipes.rde import RdeBl30k
 from pipelines.source import ClipSource
@@ -58,6 +60,25 @@ def test_the_worst_window_is_that_of_all_windows(tmp_path: Path) -> None:
         ]
         assert (found[name].weight, found[name].clips) == (weight, weight)
         assert found[name].worst_window == pytest.approx(max(off))
+
+
+def test_the_worst_window_is_found_across_a_change_of_weights(tmp_path: Path) -> None:
+    cluster = Cluster(4, clips_per_rank=2)
+    constant = _source(tmp_path, {"large": (11, 1), "middle": (6, 1), "small": (2, 3)}, cluster)
+    large, middle, small = constant.mix.entries
+    pausing = replace(small, repeat=Table(((0, 3), (0.5, 0))))
+    source = ClipSource([large, middle, pausing], RdeBl30k(), seed=3, steps=4, batch_size=8)
+    due = [(11 / 23, 6 / 23, 6 / 23)] * 16 + [(11 / 17, 6 / 17, 0)] * 17
+    taken = [source.mix.pick(source.key, number).dataset for number in range(33)]
+    found = measure_portions(source, cluster)
+    for position, name in enumerate(("large", "middle", "small")):
+        off = [
+            abs(taken[first:last].count(position) - sum(shares[position] for shares in due[first:last]))
+            for first, last in combinations(range(34), 2)
+        ]
+        assert found[name].clips == taken.count(position)
+        assert found[name].worst_window == pytest.approx(max(off))
+        assert found[name].worst_window < 2
 
 
 def test_the_load_is_that_of_the_plans(tmp_path: Path) -> None:
@@ -112,6 +133,9 @@ def test_the_tool_prints_every_table(tmp_path: Path, capsys: pytest.CaptureFixtu
     assert {name: found["clips"] for name, found in result["portions"].items()} == {
         "bl30k": 60, "youtube-vos": 3464, "davis": 300,
     }  # fmt: skip
+    changed = {name: found["worst_window"] for name, found in result["portions_of_change"].items()}
+    assert changed.keys() == {"bl30k", "youtube-vos", "davis"} and max(changed.values()) < 2
+    assert result["portions_of_change"]["davis"]["clips"] < 300 < result["portions_of_change"]["youtube-vos"]["clips"]
     plans = {name: [row["plan"] for row in rows] for name, rows in result["supplies"].items()}
     assert plans["NVMe in each node"] == ["frame", "frame"]
     assert plans["one file server"] == ["resident", "resident"]  # so small a set is read once and kept
