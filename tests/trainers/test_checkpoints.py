@@ -167,6 +167,11 @@ def test_what_changes_a_run_is_refused_by_name(tmp_path: Path) -> None:
     )
     with pytest.raises(ConfigError, match=message):
         refuse_another_run(tmp_path, SMALL, config, SMALL.fingerprints)
+    data = [{"path": "a", "repeat": [[0.0, 1], [0.5, 4]]}]
+    with pytest.raises(ConfigError, match=r"run: stages.0.data.0.repeat was 1 and is \[\[0.0, 1\], \[0.5, 4\]\]; give"):
+        refuse_another_run(
+            tmp_path, SMALL, SMALL.config | {"stages": [{"steps": 20, "data": data}]}, SMALL.fingerprints
+        )
     with pytest.raises(ConfigError, match="the shard set was ffffffffffff and is 000000000000"):
         refuse_another_run(tmp_path, SMALL, SMALL.config, [["0" * 64]])
 

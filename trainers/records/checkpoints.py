@@ -7,7 +7,7 @@ import logging
 import pickle
 import struct
 import zipfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -226,12 +226,16 @@ def _short(version: str) -> str:
 
 
 def _leaves(value: object, key: str = "") -> Iterator[tuple[str, object]]:
-    if isinstance(value, Mapping | list) and value:
-        items = value.items() if isinstance(value, Mapping) else enumerate(value)
-        for name, item in items:
-            yield from _leaves(item, f"{key}.{name}" if key else str(name))
+    """Dotted keys and values; tables and other lists of numbers are values as a whole."""
+    if isinstance(value, Mapping) and value:
+        items: Iterable[tuple[object, object]] = value.items()
+    elif isinstance(value, list) and any(isinstance(item, Mapping) for item in value):
+        items = enumerate(value)
     else:
         yield key, value
+        return
+    for name, item in items:
+        yield from _leaves(item, f"{key}.{name}" if key else str(name))
 
 
 def _is_free(key: str) -> bool:
