@@ -115,9 +115,9 @@ class StmCycleObjective(nn.Module):
 
         images (B, T, 3, H, W) normalised float of any size; masks (B, T, H, W) uint8 slots, 255 = void; num_objects
         (B,) int64, which the host reads, once, with the open ways back; first_masks (B, K, H, W) float, what frame 0 is
-        memorised with. clean_masks is not used. Returns the loss, a float32 scalar, and detached scalars for the log (see `summarise`). A clip
-        without an object in frame 0 has loss 0, and the mean is over all clips. Raises ValueError for another clip
-        length or size.
+        memorised with. clean_masks is not used. Returns the loss, a float32 scalar, and detached scalars for the log
+        (see `summarise`). A clip without an object in frame 0 has loss 0, and the mean is over all clips. Raises
+        ValueError for another clip length or size.
         """
         self.options.require_clips(images.shape[1], (images.shape[3], images.shape[4]))
         present = present_labels(masks, num_objects[:, None], first_masks.shape[1])  # (B, T, 1 + K)
