@@ -117,12 +117,12 @@ def _fresh_folder(out: Path, stack: ExitStack) -> Path:
     out.mkdir(parents=True, exist_ok=True)
     if not stack.enter_context(hold_alone(out)):
         raise DataError(out, expected="one demo at a time", found="another one running", remedy="give --output FOLDER")
+    (out / MARKER).touch()
     for path in out.iterdir():
         if path.is_dir():
             shutil.rmtree(path)
-        elif path.name != "lock":
+        elif path.name not in ("lock", MARKER):  # an emptying that is interrupted can be made up for
             path.unlink()
-    (out / MARKER).touch()
     return out
 
 

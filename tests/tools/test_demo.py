@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import re
+import shutil
 import subprocess
 import sys
+from contextlib import ExitStack
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 
@@ -13,7 +16,7 @@ from shards.errors import DataError
 from shards.locks import hold_alone
 from shards.sources.moving_shapes import MovingShapes, write_moving_shapes
 from tests.conftest import REPOSITORY
-from tools.demo import MARKER, demo
+from tools.demo import MARKER, _fresh_folder, demo
 
 
 def test_given_videos_go_the_whole_way(tmp_path: Path) -> None:
@@ -47,6 +50,23 @@ def test_a_running_demo_keeps_its_folder(tmp_path: Path) -> None:
     with hold_alone(tmp_path), pytest.raises(DataError, match="another one running"):
         demo(["--output", str(tmp_path)])
     assert (tmp_path / "work.txt").exists()
+
+
+def test_a_demo_stopped_while_it_empties_its_folder_can_be_run_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stop(*_: object) -> NoReturn:
+        raise KeyboardInterrupt
+
+    (tmp_path / MARKER).touch()
+    for name in "abcdef":
+        (tmp_path / name).mkdir()
+    with monkeypatch.context() as patched, ExitStack() as stack:
+        patched.setattr(shutil, "rmtree", stop)
+        with pytest.raises(KeyboardInterrupt):
+            _fresh_folder(tmp_path, stack)
+    with ExitStack() as stack:
+        assert sorted(path.name for path in _fresh_folder(tmp_path, stack).iterdir()) == ["lock", MARKER]
 
 
 def test_no_steps_are_a_usage_error(capsys: pytest.CaptureFixture[str]) -> None:
