@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from models.rde import Rde
 from shards.building.build import build
@@ -19,7 +20,7 @@ from tests.trainers.small_runs import build_shards, plain_config, two_stages
 from tests.trainers.small_youtube import write_youtube_tree
 from tools.evaluate import evaluate_results
 from tools.segment import segment
-from trainers.config import ConfigError, Validation, make_config
+from trainers.config import ConfigError, SeenAs, Validation, make_config
 from trainers.records.checkpoints import list_checkpoints
 from trainers.records.journal import read_journal
 from trainers.running.distributed import Ranks, Threads
@@ -73,6 +74,27 @@ def test_youtube_vos_is_validated_as_the_tools_do_with_late_objects_and_unseen_c
     assert {name: found[name] for name in expected} == expected
     best = json.loads((tmp_path / "run" / BEST_FILE).read_text())
     assert (best["step"], best["G"], best["of"]["protocol"]) == (1, found["G"], "youtube_vos")
+
+
+def test_youtube_vos_spread_over_ranks_has_the_figures_of_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "table.json").write_text(json.dumps(CATEGORIES))
+    tree = write_youtube_tree(tmp_path / "tree")
+    options = Validation(tree, 1, categories=tmp_path / "table.json", sight=SeenAs(shorter_side=48))
+    model = Rde(width=0.0625, generator=torch.Generator().manual_seed(5))
+
+    def on_rank(rank: int, world_size: int) -> Validator:
+        return Validator(options, "rde", model, Place(Ranks(rank, world_size), torch.device("cpu"), Threads(1, 1)))
+
+    alone = on_rank(0, 1).score(model, None, lambda: False, lambda _: None)
+    ranks = [on_rank(rank, 3) for rank in range(3)]
+    parts = [validator._score_own(model, lambda: False, lambda _: None) for validator in ranks]
+    assert [{item.video for item in part or ()} for part in parts] == [{"late"}, {"dark"}, set()]
+    monkeypatch.setattr("trainers.running.validation.gather_objects", lambda _mine, _ranks: parts)
+    together = ranks[2].score(model, None, lambda: False, lambda _: None)
+    assert alone is not None
+    assert together is not None
+    assert together.figures == alone.figures
+    assert together.num_videos == 2
 
 
 def test_ones_own_videos_are_validated_by_the_mean_of_j_and_f(shards: Path, tmp_path: Path) -> None:
