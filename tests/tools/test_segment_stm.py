@@ -18,6 +18,7 @@ from tests.trainers.stm_clips import small_stm
 from tools.argument_types import UsageError
 from tools.segment import segment
 from trainers.label_files import read_label_map
+from trainers.looking.cycle_erf import LEGEND_PX, draw_heat, with_legend
 from trainers.prediction.following import ModelClock, segment_video, whole_script
 from trainers.segmenters.stm import StmOptions, StmSegmenter
 from trainers.segmenters.stm_correction import CorrectionOptions
@@ -91,7 +92,22 @@ def test_late_objects_of_youtube_vos_begin_where_they_are_given(weights: Path, t
                 assert (maps[f"{start:05d}"] == object_id).any()
 
 
-def test_cycle_erf_pictures_have_the_size_of_the_frames(
+def test_a_cycle_erf_picture_has_a_bar_from_its_lowest_to_its_highest_heat() -> None:
+    heat = torch.zeros(10, 100)
+    heat[:, 50:] = 0.25
+    drawn = draw_heat(torch.zeros(40, 400, 3, dtype=torch.uint8), heat)
+    picture = np.asarray(with_legend(drawn, heat, "empty masks after 3 steps of 180"))
+    assert picture.shape == (40 + LEGEND_PX, 400, 3)
+    bar = picture[44 + 5].astype(int)  # in the middle of its height
+    lowest, highest = 2 * drawn[0, 0].astype(int), 2 * drawn[0, -1].astype(int)  # the frame is black
+    coloured = np.flatnonzero((bar.max(1) - bar.min(1)) > 100)
+    assert np.abs(bar[coloured[0]] - lowest).max() <= 2
+    assert np.abs(bar[coloured[-1]] - highest).max() <= 2
+    assert coloured[-1] - coloured[0] > 300
+    assert lowest.argmax() == 2 and highest.argmax() == 0  # blue and red
+
+
+def test_cycle_erf_pictures_have_the_size_of_the_frames_and_a_legend(
     weights: Path, tree: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     pictures = tmp_path / "pictures"
@@ -99,8 +115,8 @@ def test_cycle_erf_pictures_have_the_size_of_the_frames(
     assert run_segment(weights, tree, tmp_path / "out", *SMALL_BOX, *arguments) == 0
     assert sorted(path.name for path in (pictures / "one").iterdir()) == ["00002.png", "00004.png"]
     with Image.open(pictures / "one" / "00002.png") as picture:
-        assert (picture.size, picture.mode) == ((WIDTH, HEIGHT), "RGB")
-        drawn = np.asarray(picture).astype(int)
+        assert (picture.size, picture.mode) == ((WIDTH, HEIGHT + LEGEND_PX), "RGB")
+        drawn = np.asarray(picture).astype(int)[:HEIGHT]
     frame = frames_of(tree)[2].astype(int)
     heat = 2 * drawn - frame  # what was mixed in, half and half
     assert heat.min() >= -3

@@ -13,11 +13,13 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
+from PIL import Image, ImageDraw
 from torch import Tensor
 
 from models.masks import unpad
 from models.stm import Stm
-from shards.storage import write_bytes
+from pipelines.pictures import save_png
+from shards.wording import counted
 from trainers.prediction.files import OutputForm, read_frame
 from trainers.prediction.plan import VideoPlan
 from trainers.prediction.videos import VideoSource
@@ -27,6 +29,9 @@ from trainers.views import View
 
 HEAT = 0.5
 """Share of the heat map in a picture; the rest is the frame."""
+LEGEND_PX = 34
+"""Height of the strip below it."""
+_BAR_PX, _MARGIN_PX, _BACKGROUND, _TEXT = 10, 4, (24, 24, 28), (225, 225, 225)
 
 
 def write_cycle_erf(
@@ -53,6 +58,7 @@ def write_cycle_erf(
         shown = torch.cat([1 - masks.amax(1, keepdim=True), masks], 1)
         image, _ = view.image(_pixels(source, plan, first, form.device))
         reference = make_reference(model, image, shown)
+    legend = f"masks that began empty, after {counted(options.iterations, 'step')} of rate {options.rate:g}"
     frames = range(first + every, len(plan.names), every)
     for frame in frames:
         pixels = _pixels(source, plan, frame, form.device)
@@ -60,7 +66,8 @@ def write_cycle_erf(
         with torch.no_grad():
             stem = model.look(image)
         heat = unpad(cycle_erf(Correction(model, reference, stem, options), len(ids))[None, None], padding)
-        _write(folder / plan.video / f"{plan.names[frame]}.png", draw_heat(pixels, heat[0, 0]))
+        picture = with_legend(draw_heat(pixels, heat[0, 0]), heat, legend)
+        save_png(picture, folder / plan.video / f"{plan.names[frame]}.png")
         on_picture()
     return len(frames)
 
@@ -75,17 +82,36 @@ def draw_heat(pixels: Tensor, heat: Tensor) -> NDArray[np.uint8]:
     size = (pixels.shape[0], pixels.shape[1])
     whole = F.interpolate(scaled[None, None], size, mode="bilinear", align_corners=False)[0, 0]
     levels = (255 * whole).round().to(torch.uint8).cpu().numpy()
-    colours = cv2.applyColorMap(levels, cv2.COLORMAP_JET)[:, :, ::-1]  # OpenCV's order is BGR
-    mixed = HEAT * colours.astype(np.float32) + (1 - HEAT) * pixels.cpu().numpy()
+    mixed = HEAT * _jet(levels).astype(np.float32) + (1 - HEAT) * pixels.cpu().numpy()
     return np.rint(mixed).astype(np.uint8)
+
+
+def with_legend(picture: NDArray[np.uint8], heat: Tensor, caption: str) -> Image.Image:
+    """A picture (H, W, 3) uint8 above its colours, pure, the heat they stand for, and a caption.
+
+    Heat is in units of a mask: 0 is empty, 1 an object for certain; corrections may lead beyond it. Every picture has
+    colours of its own, so the numbers tell how two frames compare.
+    """
+    height, width = picture.shape[:2]
+    canvas = Image.new("RGB", (width, height + LEGEND_PX), _BACKGROUND)
+    canvas.paste(Image.fromarray(picture))
+    draw, top = ImageDraw.Draw(canvas), height + _MARGIN_PX
+    low, high = f"{heat.amin().item():.3g}", f"{heat.amax().item():.3g}"
+    left = round(2 * _MARGIN_PX + draw.textlength(low))
+    right = round(width - 2 * _MARGIN_PX - draw.textlength(high))
+    draw.text((_MARGIN_PX, top), low, fill=_TEXT)
+    draw.text((right + _MARGIN_PX, top), high, fill=_TEXT)
+    if right > left:
+        levels = np.tile(np.linspace(0, 255, right - left).astype(np.uint8), (_BAR_PX, 1))
+        canvas.paste(Image.fromarray(_jet(levels)), (left, top))
+    draw.text((_MARGIN_PX, top + _BAR_PX + _MARGIN_PX), caption, fill=_TEXT)
+    return canvas
+
+
+def _jet(levels: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Colours (h, w, 3) uint8 RGB of levels (h, w): 0 is blue, 255 red."""
+    return np.ascontiguousarray(cv2.applyColorMap(levels, cv2.COLORMAP_JET)[:, :, ::-1])  # OpenCV's order is BGR
 
 
 def _pixels(source: VideoSource, plan: VideoPlan, frame: int, device: torch.device) -> Tensor:
     return torch.from_numpy(read_frame(source, plan, frame)).to(device)
-
-
-def _write(path: Path, picture: NDArray[np.uint8]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    written, data = cv2.imencode(".png", picture[:, :, ::-1])
-    assert written
-    write_bytes(path, data.tobytes())
