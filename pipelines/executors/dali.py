@@ -48,7 +48,7 @@ JPEG_WAYS: dict[JpegWay, dict[str, float | int]] = {
 }
 """Who decodes JPEGs for a GPU: DALI's own division of labour, the chip's JPEG engine where it has one, its CUDA cores
 alone, or CUDA cores after Huffman decoding by the CPU. DALI leaves the Huffman decoding of images below a million
-pixels to the CPU, unless the engine takes them: about half of what decoding costs there."""
+pixels to the CPU, unless the engine takes them, and that is most of what decoding costs."""
 
 
 class Graph(NamedTuple):
