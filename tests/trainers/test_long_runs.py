@@ -16,6 +16,7 @@ import pytest
 import torch
 import yaml
 from torch import nn
+from torch.amp.grad_scaler import GradScaler
 
 from models.rde import Rde
 from models.stm import Stm
@@ -225,6 +226,25 @@ def test_clips_of_a_failed_step_can_be_seen_again_without_the_data(
     kept["model"]["decoder.pred.bias"].zero_()
     torch.save(kept, file)
     assert train_tool(["--replay", str(file)]) == 0
+
+
+def test_the_scaler_of_fp16_goes_on_where_it_was(shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a CPU, where fp16 is not used otherwise."""
+    monkeypatch.setattr("trainers.running.stages.precision_on", lambda *_: "fp16")
+    monkeypatch.setattr("trainers.running.stages.GradScaler", partial(GradScaler, growth_interval=2))
+    stage = {"steps": 4, "precision": "fp16"}
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    train(make_config(staged(shards, whole, stage, checkpoint_every=1), source="test"))
+    parts.mkdir()
+    (parts / "checkpoint-2.pt").write_bytes((whole / "checkpoint-2.pt").read_bytes())
+    train(make_config(staged(shards, parts, stage, checkpoint_every=1), source="test"), resume=True)
+    scalers = [read_checkpoint(whole / f"checkpoint-{step}.pt").scaler for step in (1, 2, 4)]
+    assert scalers[0] != scalers[1]
+    assert scalers[1]["_growth_tracker"] == 1  # which a scaler that begins anew does not have
+    assert read_checkpoint(parts / "checkpoint-4.pt").scaler == scalers[-1]
+    assert_equal_states(whole / "checkpoint-4.pt", parts / "checkpoint-4.pt")
+    reports = [record for record in read_journal(whole) if record["kind"] == "report"]
+    assert [record["loss_scale"] for record in reports] == [scaler["scale"] for scaler in scalers[1:]]
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of torch's own, when its compiler is imported

@@ -15,6 +15,7 @@ from tests.trainers.test_loop import Heard, OneWeight, make_run
 from trainers.optimizers import OptimizerOptions, make_optimizer, restore_moments
 from trainers.running.averaging import WeightAverage
 from trainers.running.batches import split_batch
+from trainers.running.failures import explain_failure
 from trainers.running.loop import SMALLEST_SCALE, Ending, NonFiniteLossError, train_stage
 from trainers.running.stopping import StopRequest
 
@@ -136,6 +137,16 @@ def test_clips_of_a_failed_step_are_named_even_if_they_cannot_be_kept(caplog: py
     with pytest.raises(NonFiniteLossError, match=r"\n  clip 0\n  clip 1$"):
         train_stage(make_run(objective, range(5)), hooks, StopRequest())
     assert "clips of the failed step cannot be kept: No space left on device" in caplog.text
+
+
+def test_a_rank_whose_clips_are_sound_names_those_of_another_and_keeps_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    elsewhere: list[Any] = [["clip 7 on another rank"], Path("kept there.pt")]
+    monkeypatch.setattr("trainers.running.failures.gather_objects", lambda value, _ranks: [value, elsewhere.pop(0)])
+    run = make_run(OneWeight(), range(5))
+    kept: list[object] = []
+    error = explain_failure(run, next(iter(run.loader)), lambda *clips: kept.append(clips))
+    assert str(error).endswith("\n  clip 7 on another rank\n  kept for tools/train.py --replay: kept there.pt")
+    assert not kept
 
 
 def test_a_validation_follows_a_checkpoint_and_comes_at_the_end_of_a_stage_too() -> None:
