@@ -213,7 +213,8 @@ class Config:
     # Steps of the run between two checkpoints that are kept for good; null: none.
     milestone_every: Count | None = None
     validation: Validation | None = None
-    # Seconds without progress after which a process writes the stacks of its threads and ends the job; null: never.
+    # Seconds without progress after which a process writes the stacks of its threads and ends the job, three times as
+    # many in a stage's first step; null: never.
     hang_seconds: Count | None = 600
     tensorboard: bool = True
     # Curves of the journal as curves.png at the end.

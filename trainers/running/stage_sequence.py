@@ -205,7 +205,8 @@ def _validate_missed(run: Run, checkpoint: Checkpoint) -> Ending:
     if not any(gather_objects(missing, run.place.ranks)):
         return Ending.FINISHED
     run.model.load_state_dict(checkpoint.model)  # the average, where the stage has one
-    ending = _validate(run, config.stages[position_of(config, step - 1)[0]].name, None, step)
+    stage = config.stages[min(position_of(config, step - 1)[0], len(config.stages) - 1)]  # fewer steps, by force
+    ending = _validate(run, stage.name, None, step)
     if done and checkpoint.trained:
         run.model.load_state_dict(checkpoint.trained)
     return ending or Ending.FINISHED
