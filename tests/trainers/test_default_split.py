@@ -9,6 +9,7 @@ import pytest
 
 from shards.building.build import build, silent
 from shards.building.plan import BuildRequest, make_plan
+from shards.errors import DataError
 from tests.trainers.small_runs import plain_config
 from tests.trainers.small_videos import write_tree
 from trainers.config import make_config
@@ -39,3 +40,20 @@ def test_train_is_taken_where_there_is_one_and_all_where_own_videos_have_no_othe
 def test_validation_videos_are_never_trained_on_by_default(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="no split 'train'; there are: val"):
         splits_trained_on(tmp_path, "val")
+
+
+def test_a_set_that_is_not_there_is_named_by_its_key_with_what_to_do(tmp_path: Path) -> None:
+    raw = write_tree(tmp_path / "raw", {"one": (1,)})
+    request = BuildRequest("davis2017", (raw,), tmp_path)
+    shards = build(request, make_plan(request), silent).root
+    values = plain_config(shards, tmp_path / "run")
+    values["stages"][0]["data"] = [
+        {"path": str(shards), "split": "val", "repeat": 5},
+        {"path": str(tmp_path / "youtube_vos"), "gap_step": 5},
+    ]
+    with ExitStack() as stack, pytest.raises(DataError, match="found no such folder") as error:
+        open_sources(make_config(values, source="test"), stack)
+    assert error.value.__notes__ == [
+        f"config key stages.0.data.1.path; build it: tools/shard.py youtube_vos FOLDER {tmp_path}; "
+        f"or do without it: 'stages.0.data=[{{path: {shards}, split: val, repeat: 5}}]'"
+    ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
@@ -18,8 +19,10 @@ from pipelines.loader import ClipLoader, share_of_batch
 from pipelines.order.sampling import MixEntry
 from pipelines.source import ClipSource
 from pipelines.types import Batch
+from shards.errors import DataError
 from shards.reader import ShardSet
 from shards.shard_files import ShardOpener
+from shards.sources import SOURCES
 from shards.sources.own_videos import SPLIT as OWN_VIDEOS
 from trainers.config import Config, ConfigError, DataEntry, Precision, Stage
 from trainers.objectives import OBJECTIVES, UsesSource
@@ -46,15 +49,45 @@ class Place:
 def open_sources(config: Config, stack: ExitStack) -> list[ClipSource]:
     """The clips of every stage. All data is opened before the first step; `stack` closes it."""
     opener = config.reading.opener()
-    return [_open_source(config.seed + position, stage, opener, stack) for position, stage in enumerate(config.stages)]
+    return [_open_source(config, position, opener, stack) for position in range(len(config.stages))]
 
 
-def _open_source(seed: int, stage: Stage, opener: ShardOpener, stack: ExitStack) -> ClipSource:
-    entries = [_open_entry(entry, opener, stack) for entry in stage.data]
+def _open_source(config: Config, position: int, opener: ShardOpener, stack: ExitStack) -> ClipSource:
+    stage, entries = config.stages[position], []
+    for row, entry in enumerate(stage.data):
+        try:
+            entries.append(_open_entry(entry, opener, stack))
+        except DataError as error:
+            error.add_note(_where_it_is_named(stage, position, row))
+            raise
     pooled = None if stage.pooled is None else stage.pooled.order()
     return ClipSource(
-        entries, stage.clip_recipe(), seed=seed, steps=stage.steps, batch_size=stage.batch_size, pooled=pooled
+        entries,
+        stage.clip_recipe(),
+        seed=config.seed + position,
+        steps=stage.steps,
+        batch_size=stage.batch_size,
+        pooled=pooled,
     )
+
+
+def _where_it_is_named(stage: Stage, position: int, row: int) -> str:
+    """The key of a data set that cannot be opened; of one that is not there, how to build it or do without."""
+    key, path = f"stages.{position}.data", stage.data[row].path
+    words = f"config key {key}.{row}.path"
+    if path.exists():
+        return words
+    kind = path.name if path.name in SOURCES else "KIND"
+    words += f"; build it: tools/shard.py {kind} FOLDER {path.parent}"
+    others = [_row(entry) for number, entry in enumerate(stage.data) if number != row]
+    return words + (f"; or do without it: '{key}=[{', '.join(others)}]'" if others else "")
+
+
+def _row(entry: DataEntry) -> str:
+    """As it is written in a config; what is at its default is left out."""
+    usual = {field.name: field.default for field in dataclasses.fields(DataEntry)}
+    given = {name: value for name, value in dataclasses.asdict(entry).items() if value != usual[name]}
+    return "{" + ", ".join(f"{name}: {value}" for name, value in given.items()) + "}"
 
 
 def _open_entry(entry: DataEntry, opener: ShardOpener, stack: ExitStack) -> MixEntry:
