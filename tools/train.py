@@ -93,15 +93,8 @@ def _failures_in_the_status_file() -> Iterator[None]:
         status = getattr(error, "exit_status", BAD_DATA)
         ending.write_text(str(status))
         if status == BAD_USAGE:
-            _stop_launcher_at_exit()
+            atexit.register(_stop_launcher)  # not before run() has said what is wrong
         raise
-
-
-def _stop_launcher_at_exit() -> None:
-    """Not before run() has said what there is to say. A launcher that is not told so starts a wrong config again, and
-    waits five minutes for those of other nodes, which may have been stopped.
-    """
-    atexit.register(_stop_launcher)
 
 
 def _stop_launcher() -> None:
@@ -181,8 +174,6 @@ def _status(outcome: Outcome) -> int:
     if ENDING_VARIABLE in os.environ:
         if read_ranks(os.environ).local_rank == 0:
             Path(os.environ[ENDING_VARIABLE]).write_text(str(status))
-            if status:
-                _stop_launcher_at_exit()
         return 0
     return 0 if int(os.environ.get("TORCHELASTIC_MAX_RESTARTS", "0")) > 0 else status
 
