@@ -74,7 +74,7 @@ def segment(arguments: list[str]) -> int:
     plans = [plan_video(source, video, protocol, way.memorised, all_frames=options.all_frames) for video in videos]
     model = load(options.model, options.weights, trunk_weights=options.trunk_weights).to(device)
     if device.type == "cpu":
-        use_channels_last(model)  # a sixth less CPU time, more for STM-Cycle (docs/benchmarks.md); not measured on GPUs
+        use_channels_last(model)  # a sixth less CPU time (docs/evaluation.md); not measured on GPUs
     claim_folder(options.out, _settings(options, source, protocol, form) | dataclasses.asdict(way))
     folder = options.out / protocol.folder
     finished = [] if options.overwrite else [plan.video for plan in plans if is_finished(folder, plan)]
