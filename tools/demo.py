@@ -64,7 +64,7 @@ def demo(arguments: list[str]) -> int:
     options = _parse(arguments)
     started = time.perf_counter()
     with ExitStack() as stack:
-        return _run_demo(options, _fresh_folder(options.output, stack), started)
+        return _run_demo(options, _fresh_folder(options.out, stack), started)
 
 
 def _run_demo(options: Namespace, out: Path, started: float) -> int:
@@ -99,7 +99,7 @@ def _parse(arguments: list[str]) -> Namespace:
     parser = Parser(prog="demo.py", description=__doc__)
     parser.add_argument("--davis", type=Path, metavar="FOLDER", help="videos in the DAVIS 2017 layout (default: made)")
     parser.add_argument(
-        "--output", type=Path, default=Path("demo_output"), metavar="FOLDER", help="default: %(default)s"
+        "--out", "--output", type=Path, default=Path("demo_output"), metavar="FOLDER", help="default: %(default)s"
     )
     parser.add_argument("--steps", type=int, metavar="N", help=STEPS_HELP)
     options = parser.parse_args(arguments)

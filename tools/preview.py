@@ -67,7 +67,11 @@ def _parse(arguments: list[str]) -> Namespace:
         "--videos", nargs="+", default=[], metavar="NAME", help="of a shard set (default: the first six)"
     )
     parser.add_argument(
-        "--out", "--output", type=Path, default=Path("preview.html"), help=".html to leaf through, .png for a sheet of clips"
+        "--out",
+        "--output",
+        type=Path,
+        default=Path("preview.html"),
+        help=".html to leaf through, .png for a sheet of clips",
     )
     given = parser.parse_intermixed_args(arguments)
     if given.out.suffix not in (".html", ".png"):
