@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 from pipelines.assembly import make_assembly
 from pipelines.executors import make_executor
 from pipelines.loader import ClipLoader
+from pipelines.order.curriculum import Table
 from pipelines.order.pooled import Pooled
 from pipelines.order.sampling import MixEntry
 from pipelines.reading.clip_reader import (
@@ -349,6 +350,21 @@ def test_the_model_picks_what_suits_the_storage(speed, pool_bytes, expected):
     assert choice.reading.max_gap == max(NEIGHBOUR_GAP, round(speed.latency * speed.bandwidth))
     assert set(choice.clips_per_second) == set(READ_PLANS)
     assert f"reading by {expected} " in choice.describe()
+
+
+def test_a_mix_that_changes_costs_what_its_parts_cost():
+    """Whole videos of 80 frames are many times those of 8, and the pool holds a few of either."""
+    sets = [FakeSet([FakeVideo(f"{n}", num_frames=frames) for n in range(30)], name=f"{frames}") for frames in (8, 80)]
+    halves = [[[0, 1], [0.5, 0]], [[0, 0], [0.5, 1]]]
+    entries = [MixEntry(one, "train", Table(rows)) for one, rows in zip(sets, halves, strict=True)]
+    recipe = make_recipe("rde_video", {"num_frames": 3, "size": 32})
+    demands = [
+        measure_demands(ClipSource(mix, recipe, seed=1, steps=5000, batch_size=4), FAST, range(4), pool_bytes=10**8)
+        for mix in (entries, [MixEntry(sets[0], "train")], [MixEntry(sets[1], "train")])
+    ]
+    changing, short, long = (demand["resident"].bytes_read for demand in demands)
+    assert changing == pytest.approx((short + long) / 2, rel=0.05)
+    assert long > 5 * short
 
 
 def test_demands_are_what_the_reader_then_counts(shard_set):
