@@ -11,6 +11,7 @@ import numpy as np
 
 from shards.errors import DataError
 from shards.naming import frame_number
+from shards.wording import counted
 from trainers.label_files import LabelMap
 from trainers.prediction.following import Script, object_ids
 from trainers.prediction.videos import VideoSource, first_appearances
@@ -158,7 +159,7 @@ def _listed(source: VideoSource, video: str, numbers: dict[str, int]) -> tuple[i
     names = {name for facts in source.object_facts(video).values() for name in facts.frames}
     listed = sorted(numbers[name] for name in names & numbers.keys())
     if len(names) > len(listed):
-        logger.warning("%s: %d listed frames have no image", video, len(names) - len(listed))
+        logger.warning("%s: no image of %s that the set lists", video, counted(len(names) - len(listed), "frame"))
     if len(listed) < 2:
         return tuple(listed)
     marks = {number: frame_number(name) or 0 for name, number in numbers.items()}
