@@ -176,7 +176,8 @@ def test_a_run_says_what_it_is_and_at_the_end_what_it_read(
     end = read_journal(folder)[-1]
     assert (end["kind"], end["clips"]) == ("data", 12)
     assert 0 <= end["clips_without_object"] <= 2
-    assert end["bytes_read"] > 12 * 5 * 500
+    # Twelve frames of over 500 bytes, each once: what the read plan resident takes, which a busy machine may choose.
+    assert end["bytes_read"] > 12 * 500
     saved = make_config(yaml.safe_load((folder / "config.yaml").read_text()), source="saved")
     assert saved == small_config(shards, folder)
 
