@@ -20,7 +20,6 @@ from typing import get_args
 
 import torch
 
-from models.layers import use_channels_last
 from models.released import load
 from shards.wording import counted
 from tools.argument_types import UsageError, number_or
@@ -73,8 +72,6 @@ def segment(arguments: list[str]) -> int:
     form = _output_form(options, protocol, device)
     plans = [plan_video(source, video, protocol, way.memorised, all_frames=options.all_frames) for video in videos]
     model = load(options.model, options.weights, trunk_weights=options.trunk_weights).to(device)
-    if device.type == "cpu":
-        use_channels_last(model)  # a sixth less CPU time (docs/evaluation.md); not measured on GPUs
     claim_folder(options.out, _settings(options, source, protocol, form) | dataclasses.asdict(way))
     folder = options.out / protocol.folder
     finished = [] if options.overwrite else [plan.video for plan in plans if is_finished(folder, plan)]

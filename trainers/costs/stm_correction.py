@@ -15,7 +15,6 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from models.layers import use_channels_last
 from models.stm import Arch, Stm
 from trainers.segmenters.stm import StmOptions, StmSegmenter
 from trainers.segmenters.stm_correction import CorrectionOptions
@@ -58,8 +57,6 @@ def correction_cost(size: CorrectionSize, at_once: int | None, threads: int) -> 
     """One row, in this process. The first given frame is not counted."""
     torch.set_num_threads(threads)
     model = Stm(arch=size.arch, width=size.width, generator=torch.Generator().manual_seed(0)).to(size.device)
-    if size.device == "cpu":
-        use_channels_last(model)  # as segment.py does
     correction = None if at_once is None else CorrectionOptions(objects_at_once=at_once)
     segmenter = StmSegmenter(model, StmOptions(correction=correction))
     frames, masks = _video(size)
