@@ -21,7 +21,7 @@ from pipelines.device_feed import DeviceFeed, make_feed
 from pipelines.reading.clip_reader import ClipReader, OnCorrupt, ReadClip, ReadPlan, Substitute
 from pipelines.source import ClipSource
 from pipelines.types import Batch, ClipPixels, ClipPlan, Executor
-from shards.storage_requests import stop_waiting_when
+from shards.storage.requests import stop_waiting_when
 
 READY_BATCHES = 2
 """Finished batches kept on the training device. More would only take its memory: the look-ahead is in encoded clips."""

@@ -13,7 +13,7 @@ from PIL import Image, ImageDraw
 
 from pipelines.types import VOID, Batch, ClipPlan
 from shards.palettes import voc_palette
-from shards.storage import write_bytes
+from shards.storage.paths import write_bytes
 from shards.wording import counted
 
 _CAPTION_PX = 14

@@ -24,7 +24,7 @@ from shards.errors import DataError
 from shards.locks import hold_alone
 from shards.manifest import ShardFacts
 from shards.shard_files import Range, ShardFile, open_shard_for_clips
-from shards.storage import Location, RemotePath
+from shards.storage.paths import Location, RemotePath
 
 logger = logging.getLogger(__name__)
 

@@ -20,7 +20,7 @@ from shards.index.scan import scan_shard
 from shards.links import LINK_AGAIN, LINKS_FILE, is_canonical, shard_locations
 from shards.manifest import MANIFEST, SEAL, Manifest, ShardFacts, read_manifest
 from shards.reader import ShardSet
-from shards.storage import Location, write_bytes
+from shards.storage.paths import Location, write_bytes
 
 _REBUILD = "run tools/check.py --rebuild-index on the set"
 _COPY = "copy the set again from where it was built, or build it again"

@@ -19,7 +19,7 @@ from shards.index.scan import Sample, ShardRows, image_size, mask_objects, of_se
 from shards.links import shard_locations
 from shards.manifest import Manifest, ShardFacts
 from shards.masks import FrameObjects, MaskCodec
-from shards.storage import Location
+from shards.storage.paths import Location
 
 _READ_BYTES = 1 << 22
 # Frames decoded at a time: enough for all threads, little enough to hold.

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from shards.errors import DataError
-from shards.storage import Location, write_bytes
+from shards.storage.paths import Location, write_bytes
 
 REJECTED = "rejected.jsonl"
 # What is done about everything refused: a video that lacks a frame or a mask is not the video of the data set.

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from shards.errors import DataError
 from shards.manifest import Manifest, encode_json
-from shards.storage import Location, RemotePath, list_folder, locate
+from shards.storage.paths import Location, RemotePath, list_folder, locate
 
 LINKS_FILE = "links.json"
 LINK_AGAIN = "make the view or union again with tools/datasets.py"

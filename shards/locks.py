@@ -15,7 +15,7 @@ from fcntl import LOCK_EX, LOCK_NB, LOCK_SH, flock
 from pathlib import Path
 
 from shards.errors import DataError
-from shards.storage import Location, RemotePath
+from shards.storage.paths import Location, RemotePath
 
 logger = logging.getLogger(__name__)
 

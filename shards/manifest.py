@@ -16,7 +16,7 @@ from typing import Any
 
 from shards.errors import DataError
 from shards.masks import ALL_CODECS, MaskCodec
-from shards.storage import Location, RemotePath
+from shards.storage.paths import Location, RemotePath
 
 logger = logging.getLogger(__name__)
 

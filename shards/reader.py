@@ -22,8 +22,8 @@ from shards.links import check_sizes, shard_locations
 from shards.manifest import Manifest, read_manifest
 from shards.masks import FrameObjects, MaskCodec
 from shards.shard_files import Range, ShardFile, ShardOpener, open_shard
-from shards.storage import Location, RemotePath, locate
-from shards.storage_requests import count_retry
+from shards.storage.paths import Location, RemotePath, locate
+from shards.storage.requests import count_retry
 from shards.tar import BLOCK, padded
 
 # Well under the usual limit of 1024 open files, with room for two sets in one process.

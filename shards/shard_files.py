@@ -12,8 +12,8 @@ from typing import Protocol
 
 from shards.errors import DataError
 from shards.manifest import ShardFacts
-from shards.storage import Location, RemotePath, read_ranges
-from shards.storage_requests import pause
+from shards.storage.paths import Location, RemotePath, read_ranges
+from shards.storage.requests import pause
 
 _FOLIO = 4 << 20
 """The kernel forgets a piece of its cache only as a whole; pieces of files grow to 2 MB."""

@@ -21,8 +21,8 @@ from pathlib import Path
 from shards.errors import DataError
 from shards.reader import ShardSet
 from shards.shard_files import Range, ShardFile, drop_from_page_cache, open_shard_for_clips
-from shards.storage import Location, list_folder
-from shards.storage_requests import stop_waiting_when
+from shards.storage.paths import Location, list_folder
+from shards.storage.requests import stop_waiting_when
 
 _GOLDEN = 0.6180339887498949
 """Multiples of it, modulo 1, are spread evenly however many there are."""

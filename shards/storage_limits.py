@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from shards.shard_files import LocalFile
-from shards.storage import Location
+from shards.storage.paths import Location
 
 _NETWORK_FILE_SYSTEMS = frozenset({"nfs", "nfs4", "cifs", "smb3", "lustre", "ceph", "gpfs", "beegfs", "glusterfs"})
 _SAMPLE, _PIECE = 8 << 20, 128 << 10

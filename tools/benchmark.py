@@ -22,23 +22,23 @@ import numpy as np
 import torch
 from PIL import Image
 
-from pipelines.costs.building import LARGER, BuildMeasure, BuildTiming, derived_hours, time_build
-from pipelines.costs.executors import describe_machine
-from pipelines.costs.masks import MaskTiming, time_masks
-from pipelines.costs.reading import time_reading, time_start
+from pipelines.benchmarks.building import LARGER, BuildMeasure, BuildTiming, derived_hours, time_build
+from pipelines.benchmarks.executors import describe_machine
+from pipelines.benchmarks.masks import MaskTiming, time_masks
+from pipelines.benchmarks.reading import time_reading, time_start
 from shards.masks import MASK_CODECS
 from shards.sets.sparse_set import SparseSet, write_sparse_set
 from shards.sources.moving_shapes import write_moving_shapes
-from shards.storage import write_bytes
+from shards.storage.paths import write_bytes
+from tools.benchmark_clips import add_clips, measure_clips
+from tools.benchmark_reading import reading_table
+from tools.benchmark_scale import add_scale, measure_scale
+from tools.benchmark_stm import add_stm_correction, add_stm_step, measure_stm_correction, measure_stm_step
+from tools.benchmark_targets import add_targets, measure_targets
 from tools.cli import Parser, run
-from tools.clips_table import add_clips, measure_clips
 from tools.made_video import FULL_SIZE
-from tools.reading_table import reading_table
-from tools.scale_table import add_scale, measure_scale
-from tools.stm_step import add_stm_correction, add_stm_step, measure_stm_correction, measure_stm_step
-from tools.targets_table import add_targets, measure_targets
-from trainers.costs.rde_step import OURS, PUBLISHED, VARIANTS, StepCost, StepSize, time_steps
-from trainers.costs.scoring import ScoringTiming, time_scoring
+from trainers.benchmarks.rde_step import OURS, PUBLISHED, VARIANTS, StepCost, StepSize, time_steps
+from trainers.benchmarks.scoring import ScoringTiming, time_scoring
 from trainers.records.provenance import read_versions
 from trainers.running.distributed import Ranks, choose_device
 

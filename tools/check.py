@@ -16,7 +16,7 @@ from argparse import Namespace
 from shards.check import CheckedSet, check_set, rebuild_index
 from shards.errors import DataError
 from shards.manifest import ShardFacts, read_manifest
-from shards.storage import Location, locate
+from shards.storage.paths import Location, locate
 from shards.wording import counted
 from tools.cli import BAD_DATA, Parser, run
 from tools.progress import Progress

@@ -29,7 +29,7 @@ from shards.masks import plain_codec
 from shards.reader import ShardSet
 from shards.sets.compose import LINKS, and_more, append_set, choose_fraction, merge_sets, write_subset
 from shards.sources import SOURCES
-from shards.storage import Location, RemotePath, locate, remove_tree
+from shards.storage.paths import Location, RemotePath, locate, remove_tree
 from shards.wording import counted
 from tools.cli import Parser, run
 from tools.progress import Progress

@@ -24,7 +24,7 @@ from shards.manifest import MANIFEST
 from shards.reader import ShardSet
 from shards.shard_files import open_shard_for_clips
 from shards.speed import Measured
-from shards.storage import Location, RemotePath, locate, write_bytes
+from shards.storage.paths import Location, RemotePath, locate, write_bytes
 from tools.cli import TEXT_WIDTH, Parser, output_file, run
 from tools.progress import Progress
 from tools.source_arguments import positive

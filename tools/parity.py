@@ -19,12 +19,12 @@ from pathlib import Path
 
 import torch
 
-from pipelines.costs.executors import describe_machine
+from pipelines.benchmarks.executors import describe_machine
 from pipelines.executors import EXECUTORS
 from pipelines.parity.clips import PARITY_RECIPES, draw_clips
 from pipelines.parity.comparison import Comparison, Distribution, ParityReport, compare_executors
 from shards.reader import ShardSet
-from shards.storage import write_bytes
+from shards.storage.paths import write_bytes
 from tools.cli import Parser, run
 from tools.made_video import made_shards
 from trainers.records.provenance import read_versions

@@ -32,7 +32,7 @@ from pipelines.source import ClipSource
 from shards.errors import DataError
 from shards.manifest import encode_json
 from shards.sources.lists import read_lines
-from shards.storage import write_bytes
+from shards.storage.paths import write_bytes
 from tools.cli import Parser, output_file, run
 from tools.source_arguments import positive
 from trainers.config import Config, load_config

@@ -17,7 +17,7 @@ from pipelines.pictures import save_png
 from shards.errors import DataError
 from shards.manifest import MANIFEST
 from shards.reader import ShardSet
-from shards.storage import locate, write_bytes
+from shards.storage.paths import locate, write_bytes
 from tools.cli import Parser, run
 from trainers.config import load_config
 from trainers.looking.clip_pages import Look, clip_page, look_sheet

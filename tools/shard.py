@@ -43,7 +43,7 @@ from shards.manifest import MANIFEST
 from shards.masks import MASK_CODECS
 from shards.reader import ShardSet
 from shards.sources import SOURCES
-from shards.storage import locate
+from shards.storage.paths import locate
 from shards.wording import counted
 from tools.cli import Parser, is_store_error, run
 from tools.progress import Progress

@@ -10,7 +10,7 @@ from typing import get_args
 from shards.errors import DataError
 from shards.scaling import Rounding, Scaling
 from shards.sources.options import ANNOTATIONS, CHECKSUMS, DUPLICATES, MASK_READINGS, SourceOptions
-from shards.storage import locate
+from shards.storage.paths import locate
 
 
 def add_source_arguments(parser: ArgumentParser) -> None:

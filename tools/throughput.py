@@ -21,10 +21,10 @@ from pathlib import Path
 from textwrap import fill
 from typing import Any
 
-from pipelines.costs.executors import describe_machine
+from pipelines.benchmarks.executors import describe_machine
 from shards.errors import DataError
 from shards.manifest import encode_json
-from shards.storage import write_bytes
+from shards.storage.paths import write_bytes
 from shards.wording import counted
 from tools.cli import TEXT_WIDTH, Parser, output_file, run
 from trainers.config import Config, load_config

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from shards.reader import ShardSet
 from shards.sets.unshard import unshard
-from shards.storage import locate
+from shards.storage.paths import locate
 from shards.wording import counted
 from tools.cli import Parser, run
 from tools.progress import Progress

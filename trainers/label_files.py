@@ -11,7 +11,7 @@ from PIL import Image
 
 from shards.errors import DataError
 from shards.palettes import voc_palette
-from shards.storage import write_bytes
+from shards.storage.paths import write_bytes
 
 LabelMap = NDArray[np.uint8]
 

@@ -17,7 +17,7 @@ from shards.building.plan import parse_size
 from shards.byte_cache import LEAST_BYTES, open_cache
 from shards.shard_files import ShardOpener, open_shard_for_clips
 from shards.speed import StorageSpeed
-from shards.storage import Location, locate
+from shards.storage.paths import Location, locate
 from trainers.choices import STRICT, Count, NotNegative, Number
 
 logger = logging.getLogger(__name__)

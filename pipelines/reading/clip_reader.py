@@ -13,7 +13,7 @@ from pipelines.source import ClipSource
 from pipelines.types import ClipPlan, EncodedClip
 from shards.reader import DamagedFrameError, EncodedFrame, Extent, ShardSet
 from shards.shard_files import Range
-from shards.storage_requests import retries_so_far
+from shards.storage.requests import retries_so_far
 
 PlanName = Literal["frame", "span", "resident"]
 OnCorrupt = Literal["stop", "substitute"]

@@ -22,7 +22,7 @@ from pipelines.reading.clip_reader import (
 from pipelines.source import ClipSource
 from pipelines.types import ClipPlan
 from shards.speed import StorageSpeed, probe_speed, targets_of_set
-from shards.storage import RemotePath
+from shards.storage.paths import RemotePath
 
 logger = logging.getLogger(__name__)
 

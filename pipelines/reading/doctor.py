@@ -28,7 +28,7 @@ from shards.speed import (
     targets_of_folder,
     targets_of_set,
 )
-from shards.storage import Location
+from shards.storage.paths import Location
 from shards.storage_limits import Limit, storage_limits
 from shards.wording import counted
 

@@ -19,7 +19,7 @@ from shards.index.derive import INDEX_FOLDER, write_index
 from shards.locks import hold_build, hold_claim
 from shards.manifest import CREATED_BY, MANIFEST, Manifest, read_manifest
 from shards.sources.types import Source
-from shards.storage import Location, list_folder, remove_tree, remove_unfinished, write_bytes
+from shards.storage.paths import Location, list_folder, remove_tree, remove_unfinished, write_bytes
 
 logger = logging.getLogger(__name__)
 

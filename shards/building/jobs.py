@@ -20,7 +20,7 @@ from shards.findings import Finding, Findings, OnBad
 from shards.index.derive import SCHEMAS, Batches
 from shards.manifest import ShardFacts, encode_json
 from shards.sources.types import Source, VideoSize
-from shards.storage import Location, file_size, replacing, write_bytes
+from shards.storage.paths import Location, file_size, replacing, write_bytes
 
 
 class Progress(NamedTuple):

@@ -20,7 +20,7 @@ from shards.naming import escape_video
 from shards.sources import SOURCES
 from shards.sources.options import SourceOptions
 from shards.sources.types import Source, SourceRequest, VideoSize
-from shards.storage import Location, cache_folder
+from shards.storage.paths import Location, cache_folder
 
 # Holds what a killed build needs to go on; gone when the set is complete.
 WORK_FOLDER = "building"

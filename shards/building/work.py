@@ -21,7 +21,7 @@ from shards.building.jobs import Progress, Report, ShardJob, Workshop
 from shards.building.plan import BuildRequest
 from shards.locks import hold_worker
 from shards.sources.types import Source
-from shards.storage import Location
+from shards.storage.paths import Location
 
 _POLL_SECONDS = 0.2
 

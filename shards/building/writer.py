@@ -13,7 +13,7 @@ from shards.index.scan import Sample, ShardRows
 from shards.manifest import ShardFacts
 from shards.masks import MaskCodec
 from shards.naming import VIDEO_FACTS, escape_video
-from shards.storage import Location, replacing
+from shards.storage.paths import Location, replacing
 from shards.tar import BLOCK, END_OF_ARCHIVE, encode_member
 from shards.video import VideoFacts
 

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from shards.index.files import INDEX_FOLDER
-from shards.storage import RemotePath, cache_folder, copy_remote_file
+from shards.storage.paths import RemotePath, cache_folder, copy_remote_file
 
 logger = logging.getLogger(__name__)
 

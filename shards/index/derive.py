@@ -16,7 +16,7 @@ import pyarrow as pa
 
 from shards.index.copies import copied_index
 from shards.index.files import CHECKSUMS, INDEX_FOLDER, IndexFile, SummedFile, read_checksums, write_checksums
-from shards.storage import Location, replacing
+from shards.storage.paths import Location, replacing
 
 SCHEMAS = {
     "videos": pa.schema(

@@ -16,7 +16,7 @@ import pyarrow as pa
 
 from shards.errors import DataError
 from shards.manifest import encode_json
-from shards.storage import Location, write_bytes
+from shards.storage.paths import Location, write_bytes
 
 # Beside the tables: for each of them (end in bytes, CRC-32) of its pieces. The first piece is the header and the first
 # shard's batch, then comes a piece for each shard, the last one is the footer.

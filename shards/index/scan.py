@@ -17,7 +17,7 @@ from shards.manifest import parse_places
 from shards.masks import FrameObjects, MaskCodec, decode_object_map, find_objects
 from shards.naming import VIDEO_FACTS, number_frames
 from shards.object_facts import encode_object_facts
-from shards.storage import Location
+from shards.storage.paths import Location
 from shards.tar import BLOCK, Member, members, padded
 from shards.video import VideoFacts, decode_video_facts
 

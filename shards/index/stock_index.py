@@ -11,7 +11,7 @@ from pathlib import Path
 
 from shards.links import shard_locations
 from shards.manifest import read_manifest
-from shards.storage import Location, write_bytes
+from shards.storage.paths import Location, write_bytes
 from shards.tar import members
 
 

@@ -20,7 +20,7 @@ from shards.index.derive import INDEX_FOLDER, Batches, IndexTables, take_videos,
 from shards.links import LINKS_FILE, check_sizes, encode_links, shard_locations
 from shards.manifest import MANIFEST, Manifest, ShardFacts, format_places, parse_places, read_manifest
 from shards.masks import SOFT_CODECS
-from shards.storage import Location, list_folder, write_bytes
+from shards.storage.paths import Location, list_folder, write_bytes
 
 # reference: links.json says where the tars are. hardlink: second names for them, which outlive the parents' folders.
 Link = Literal["reference", "hardlink"]

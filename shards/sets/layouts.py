@@ -16,7 +16,7 @@ from shards.png import encode_indexed
 from shards.reader import ShardSet
 from shards.sources.davis import LISTS, UNSUPERVISED_LISTS
 from shards.sources.youtube_vos import ALL_FRAMES, SPLITS
-from shards.storage import write_bytes
+from shards.storage.paths import write_bytes
 
 
 @dataclass(frozen=True, slots=True)

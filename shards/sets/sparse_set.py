@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from shards.index.derive import INDEX_FOLDER, SCHEMAS, Batches, write_index
 from shards.manifest import MANIFEST, Manifest, ShardFacts
-from shards.storage import write_bytes
+from shards.storage.paths import write_bytes
 from shards.tar import BLOCK, padded
 
 SIZE_STEPS = 32

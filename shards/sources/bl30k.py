@@ -18,7 +18,7 @@ from shards.sources.folders import IMAGE_ENDINGS, is_frame_name, pair_frames, vi
 from shards.sources.lists import restrict, video_folders
 from shards.sources.tar_members import FOLDERS, index_tar, read_remarks, tar_stamp, video_members, video_sizes
 from shards.sources.types import SourceFile, SourceRequest, SourceVideo, VideoSize
-from shards.storage import Location
+from shards.storage.paths import Location
 
 SPLIT = "train"
 # Published in the README of MiVOS, by the name of the tar.

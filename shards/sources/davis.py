@@ -18,7 +18,7 @@ from shards.sources.lists import (
     video_folders,
 )
 from shards.sources.types import SourceRequest
-from shards.storage import Location
+from shards.storage.paths import Location
 
 LISTS = "ImageSets/2017"
 # The test sets of the unsupervised challenge; its train and val are the lists of 2017.

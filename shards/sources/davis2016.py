@@ -13,7 +13,7 @@ from shards.sources.davis import read_splits
 from shards.sources.folders import frame_order, split_name, visible_files
 from shards.sources.lists import CHECK_LIST, FolderVideos, VideoFolders, read_lines, text_lists
 from shards.sources.types import Source, SourceFile, SourceFrame, SourceRequest, SourceVideo, VideoSize
-from shards.storage import Location
+from shards.storage.paths import Location
 
 MERGED_LISTS = "ImageSets/2016"
 

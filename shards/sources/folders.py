@@ -8,8 +8,8 @@ from pathlib import PurePosixPath
 from shards.findings import DROPPED, Finding
 from shards.naming import frame_number
 from shards.sources.types import SourceFile, SourceFrame
-from shards.storage import Location
-from shards.storage import list_folder as list_entries
+from shards.storage.paths import Location
+from shards.storage.paths import list_folder as list_entries
 
 IMAGE_ENDINGS = (".jpg", ".jpeg")
 MASK_ENDING = ".png"

@@ -21,7 +21,7 @@ from shards.sources.folders import (
 )
 from shards.sources.options import MaskReading
 from shards.sources.types import MEND_LINK, Expected, SourceVideo, VideoSize
-from shards.storage import Location, list_folder, relative_place
+from shards.storage.paths import Location, list_folder, relative_place
 
 CHECK_LIST = "check the list, or get the part of the data set it belongs to"
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 from shards.scaling import Scaling
-from shards.storage import Location
+from shards.storage.paths import Location
 
 Annotations = Literal["semi-supervised", "unsupervised"]
 # ids: values are object ids. binary: 0/255, the object becomes id 1. merged: every value above 0 becomes id 1.

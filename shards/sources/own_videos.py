@@ -11,7 +11,7 @@ from shards.findings import Finding
 from shards.sources.folders import IMAGE_ENDINGS, visible_folders
 from shards.sources.lists import FolderVideos, VideoFolders, restrict, video_folders
 from shards.sources.types import SourceRequest
-from shards.storage import Location, RemotePath
+from shards.storage.paths import Location, RemotePath
 
 # What is no JPEG is encoded as one, which is listed for each video.
 ENDINGS = (*IMAGE_ENDINGS, ".png", ".bmp", ".webp", ".tif", ".tiff")

@@ -32,7 +32,7 @@ from shards.sources.folders import (
 )
 from shards.sources.options import Duplicates
 from shards.sources.types import MAX_FILE_BYTES, SourceFile, SourceFrame, SourceRequest, SourceVideo, VideoSize
-from shards.storage import Location
+from shards.storage.paths import Location
 
 EVERYTHING = "train"
 # Folders that hold only images or only masks, `DUTS-TR-Image` or `ground_truth_mask`: they do not tell images apart.

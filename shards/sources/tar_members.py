@@ -23,7 +23,7 @@ from shards.errors import DataError
 from shards.findings import Finding
 from shards.locks import hold_work
 from shards.sources.folders import is_dropping, printable
-from shards.storage import Location, file_size
+from shards.storage.paths import Location, file_size
 from shards.tar import BLOCK, padded
 
 logger = logging.getLogger(__name__)

@@ -14,7 +14,7 @@ from typing import Literal, NamedTuple, Protocol
 from shards.findings import Finding, RefusedError
 from shards.object_facts import Given, ObjectFacts, encode_object_facts
 from shards.sources.options import MaskReading, SourceOptions
-from shards.storage import Location, RemotePath, read_range
+from shards.storage.paths import Location, RemotePath, read_range
 
 # No image or mask of any data set comes near; a damaged or malicious header must not fill the memory.
 MAX_FILE_BYTES = 1 << 28

@@ -14,7 +14,7 @@ from shards.naming import frame_number
 from shards.object_facts import Given, ObjectFacts
 from shards.sources.lists import FolderVideos, VideoFolders, restrict, unknown_video, video_folders
 from shards.sources.types import SourceRequest
-from shards.storage import Location
+from shards.storage.paths import Location
 
 ALL_FRAMES = "_all_frames"
 PLAIN_SPLITS = ("train", "valid", "test")

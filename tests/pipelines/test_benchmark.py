@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pipelines.costs.build_work import make_bl30k, plain_webdataset
-from pipelines.costs.building import BuildMeasure, BuildTiming, Cost, derived_hours, time_build
-from pipelines.costs.executors import describe_machine, take_turns, time_clips
+from pipelines.benchmarks.build_work import make_bl30k, plain_webdataset
+from pipelines.benchmarks.building import BuildMeasure, BuildTiming, Cost, derived_hours, time_build
+from pipelines.benchmarks.executors import describe_machine, take_turns, time_clips
 from shards.building.build import build, silent
 from shards.building.plan import BuildRequest, make_plan
 from shards.masks import MaskCodec, decode_label_map

@@ -25,7 +25,7 @@ from pipelines.types import Batch, ClipPixels
 from shards.byte_cache import LEAST_BYTES, ByteCache
 from shards.reader import DamagedFrameError, ShardSet
 from shards.shard_files import SlowStorage
-from shards.storage_requests import pause
+from shards.storage.requests import pause
 from tests.servers import range_server
 from tests.shards.small_tree import build_set, label_maps, write_tree
 

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from pipelines.costs.reading import StartCost
-from pipelines.costs.scale import STAGE_CLIPS, Cluster, Storage, cover, expect, measure_load, measure_portions
+from pipelines.benchmarks.reading import StartCost
+from pipelines.benchmarks.scale import STAGE_CLIPS, Cluster, Storage, cover, expect, measure_load, measure_portions
 from pipelines.order.curriculum import Table
 from pipelines.order.sampling import MixEntry
 from pipelines.recipes.rde import RdeBl30k

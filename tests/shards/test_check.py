@@ -16,7 +16,7 @@ from shards.images import decode_strictly
 from shards.manifest import encode_json, read_manifest
 from shards.reader import ShardSet
 from shards.sets.compose import append_set, merge_sets, write_subset
-from shards.storage import write_bytes
+from shards.storage.paths import write_bytes
 from tests.shards.small_tree import build_set, jpeg, label_maps, write_tree
 
 

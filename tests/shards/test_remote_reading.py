@@ -25,7 +25,7 @@ from shards.index.copies import KEPT_DAYS, copies_folder, index_copies
 from shards.manifest import ShardFacts
 from shards.reader import DamagedFrameError, ShardSet
 from shards.shard_files import SlowStorage, open_shard
-from shards.storage import RemotePath
+from shards.storage.paths import RemotePath
 from tests.servers import RangeServer, has_nginx, nginx_server, range_server
 from tests.shards.small_tree import label_maps, write_tree
 

@@ -11,7 +11,7 @@ from shards.building.build import build, silent
 from shards.building.plan import BuildRequest, make_plan
 from shards.sources.own_videos import open_folder
 from shards.sources.types import SourceRequest
-from shards.storage import locate
+from shards.storage.paths import locate
 from tests.shards.other_trees import write, write_bl30k, write_davis2016, write_youtube
 from tests.shards.small_tree import build_kind, files_of, jpeg, label_maps, saved, write_tree
 from tests.shards.test_bl30k import write_tar

@@ -12,15 +12,15 @@ from pathlib import Path
 
 import pytest
 
-from shards import storage
 from shards.building.build import Part, build, build_part, finish_build, read_listing, silent
 from shards.building.plan import BuildRequest, make_plan
 from shards.check import check_set
 from shards.errors import DataError
 from shards.reader import ShardSet
 from shards.sets.compose import merge_sets, write_subset
-from shards.storage import RemotePath, list_folder, locate, replacing
-from shards.storage_systems import forget_systems
+from shards.storage import paths
+from shards.storage.paths import RemotePath, list_folder, locate, replacing
+from shards.storage.systems import forget_systems
 from tests.shards.small_tree import build_set, files_of
 
 moto_server = pytest.importorskip("moto.server")
@@ -53,7 +53,7 @@ def place(bucket, request, tmp_path, monkeypatch) -> RemotePath:
 
 def upload(root: Path, target: RemotePath) -> RemotePath:
     for name, data in files_of(root).items():
-        storage.write_bytes(target / name, data)
+        paths.write_bytes(target / name, data)
     return target
 
 
@@ -107,11 +107,11 @@ def test_a_changed_remote_shard_is_found_when_opened_read_and_checked(tree, tmp_
     tar = bytearray((local / "davis2017-000000.tar").read_bytes())
     with ShardSet.open(remote) as shard_set:
         tar[tar.index(shard_set.read(0).image) + 100] ^= 1
-        storage.write_bytes(remote / "davis2017-000000.tar", bytes(tar))
+        paths.write_bytes(remote / "davis2017-000000.tar", bytes(tar))
         with pytest.raises(DataError, match=r"s3://video/.*davis2017-000000\.tar, video bear, frame 00000.*CRC-32"):
             shard_set.read(0)
     assert check_set(remote, 1, lambda facts: None).problems
-    storage.write_bytes(remote / "davis2017-000000.tar", bytes(tar[:-512]))
+    paths.write_bytes(remote / "davis2017-000000.tar", bytes(tar[:-512]))
     with pytest.raises(DataError, match=rf"expected a shard of {len(tar)} bytes, found {len(tar) - 512} bytes"):
         ShardSet.open(remote)
 
@@ -141,7 +141,7 @@ def test_a_failed_upload_shows_nothing(place):
         for _ in range(3):
             file.write(bytes(12_000_000))
         assert not (place / "whole").is_file()
-    assert storage.file_size(place / "whole") == 36_000_000
+    assert paths.file_size(place / "whole") == 36_000_000
 
 
 def test_folders_of_a_store_list_like_local_ones(tree, tmp_path, place):

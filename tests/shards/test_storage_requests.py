@@ -12,12 +12,12 @@ from pathlib import Path
 
 import pytest
 
-from shards import storage_requests, storage_systems
 from shards.errors import DataError
 from shards.reader import DamagedFrameError, ShardSet
-from shards.storage import RemotePath, file_size, read_ranges
-from shards.storage_requests import WaitingEndedError, retries_so_far, stop_waiting_when
-from shards.storage_systems import forget_systems
+from shards.storage import requests, systems
+from shards.storage.paths import RemotePath, file_size, read_ranges
+from shards.storage.requests import WaitingEndedError, retries_so_far, stop_waiting_when
+from shards.storage.systems import forget_systems
 from tests.servers import DRIP, SHORT, TORN, Answer, RangeServer, range_server
 from tests.shards.small_tree import build_set, label_maps, write_tree
 
@@ -33,14 +33,14 @@ def local(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def server(local: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[RangeServer]:
     """Serves the set; whoever reads from it is in a hurry."""
     monkeypatch.setenv("VOSFORGE_CACHE", str(tmp_path / "index"))
-    monkeypatch.setattr(storage_requests, "_FIRST_PAUSE", 0.001)
-    monkeypatch.setattr(storage_requests, "_GLANCE", 0.02)
+    monkeypatch.setattr(requests, "_FIRST_PAUSE", 0.001)
+    monkeypatch.setattr(requests, "_GLANCE", 0.02)
     with range_server(local.parent) as server:
         yield server
 
 
 def shorten_silence(monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in (storage_requests, storage_systems):
+    for module in (requests, systems):
         monkeypatch.setattr(module, "SILENCE_SECONDS", 0.4)
     forget_systems()
 
@@ -118,7 +118,7 @@ def test_a_server_that_wants_too_long_a_wait_is_given_up_at_once(server, far):
 
 
 def test_what_does_not_pass_ends_after_a_while_in_one_error_that_says_what_to_do(server, far, monkeypatch):
-    monkeypatch.setattr(storage_requests, "PATIENCE_SECONDS", 0.2)
+    monkeypatch.setattr(requests, "PATIENCE_SECONDS", 0.2)
     server.failures[:] = [503] * 1000
     words = (
         r"davis2017-000000\.tar: cannot be read: 503 Service Unavailable, tried \d+ times in 0 s; .*training goes on"
@@ -207,7 +207,7 @@ def test_a_shard_replaced_during_a_run_is_damage_that_says_so(server, far, local
 
 
 def test_an_answer_that_drips_does_not_go_on_for_ever(server, far, monkeypatch):
-    monkeypatch.setattr(storage_requests, "PATIENCE_SECONDS", 0.3)
+    monkeypatch.setattr(requests, "PATIENCE_SECONDS", 0.3)
     shorten_silence(monkeypatch)
     server.failures[:] = [DRIP] * 100
     begun = time.monotonic()
@@ -218,7 +218,7 @@ def test_an_answer_that_drips_does_not_go_on_for_ever(server, far, monkeypatch):
 
 
 def test_who_waits_in_vain_can_be_told_to_stop(server, far, monkeypatch):
-    monkeypatch.setattr(storage_requests, "SILENCE_SECONDS", 1000.0)
+    monkeypatch.setattr(requests, "SILENCE_SECONDS", 1000.0)
     ended, waiting = threading.Event(), threading.Event()
 
     def read():
@@ -237,7 +237,7 @@ def test_who_waits_in_vain_can_be_told_to_stop(server, far, monkeypatch):
 
 @pytest.mark.parametrize(("status", "kind"), [(503, ConnectionError), (403, PermissionError)])
 def test_a_server_that_is_down_is_not_taken_for_an_empty_one(server, monkeypatch, status, kind):
-    monkeypatch.setattr(storage_requests, "PATIENCE_SECONDS", 0.01)
+    monkeypatch.setattr(requests, "PATIENCE_SECONDS", 0.01)
     server.failures[:] = [status] * 50
     with pytest.raises(kind, match=f"manifest.json: .*{status}"):
         ShardSet.open(f"{server.url}/davis2017")

@@ -16,7 +16,7 @@ from shards.building import jobs
 from shards.building.build import Part, build, build_part, finish_build, read_listing, silent
 from shards.building.plan import BuildRequest, make_plan
 from shards.errors import DataError
-from shards.storage import replacing
+from shards.storage.paths import replacing
 from tests.shards.small_tree import build_set, files_of, label_maps, write_tree
 
 KILLS = 20

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from pipelines.costs.masks import read_by_hand, read_patched
+from pipelines.benchmarks.masks import read_by_hand, read_patched
 from shards.building.build import build, silent
 from shards.building.plan import BuildRequest, make_plan
 from shards.png import decode_pixels

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import torch
 
-from pipelines.costs import reading as reading_benchmark
-from pipelines.costs.reading import start
+from pipelines.benchmarks import reading as reading_benchmark
+from pipelines.benchmarks.reading import start
 from shards.reader import ShardSet
 from shards.sets.sparse_set import SparseSet, write_sparse_set
 from tools import benchmark as tool

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from tools.benchmark import benchmark
-from trainers.costs.stm_correction import PIECES, CorrectionCost, CorrectionSize, correction_cost
-from trainers.costs.stm_step import STEPS
+from trainers.benchmarks.stm_correction import PIECES, CorrectionCost, CorrectionSize, correction_cost
+from trainers.benchmarks.stm_step import STEPS
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -39,7 +39,7 @@ def test_the_step_and_the_loop_are_rows_of_one_loss(tmp_path: Path, capsys: pyte
 def test_a_correction_has_a_row_for_each_way(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("tools.stm_step.time_corrections", in_this_process)
+    monkeypatch.setattr("tools.benchmark_stm.time_corrections", in_this_process)
     report = tmp_path / "correction.json"
     assert benchmark(["stm-correction", *SMALL, "--objects", "2", "--json", str(report)]) == 0
     rows = json.loads(report.read_text())["result"]["rows"]

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from models.target_fitting import Regularisation, Targets, Weights, condense, pixel_weights
 from models.target_models import TargetModels, TargetOptions, fit_first, random_weights
-from trainers.costs.published_targets import PlainTargetModel
+from trainers.benchmarks.published_targets import PlainTargetModel
 
 NUM_OBJECTS, NUM_SAMPLES, SIZE, LABELS = 2, 3, (5, 7), (33, 50)
 

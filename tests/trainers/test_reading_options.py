@@ -13,7 +13,7 @@ from shards.byte_cache import LEAST_BYTES, ByteCache
 from shards.errors import DataError
 from shards.reader import ShardSet
 from shards.shard_files import open_shard_for_clips
-from shards.storage import RemotePath
+from shards.storage.paths import RemotePath
 from tests.pipelines.fake_set import FakeSet, FakeVideo
 from tests.pipelines.test_reading import make_source
 from tests.servers import range_server

@@ -9,7 +9,7 @@ from shards.building.build import build, silent
 from shards.building.plan import BuildRequest, make_plan
 from shards.errors import DataError
 from tests.trainers.small_videos import write_results, write_tree
-from trainers.costs.scoring import time_scoring
+from trainers.benchmarks.scoring import time_scoring
 
 VIDEOS = {"one": (1,), "two": (1, 2)}
 

@@ -7,8 +7,8 @@ import torch
 
 from models.rde import Rde
 from tests.trainers.test_rde_objective import make_batch, make_model
-from trainers.costs.published_rde import PublishedStep
-from trainers.costs.rde_step import OURS, PUBLISHED, VARIANTS, StepSize, prepare, time_steps
+from trainers.benchmarks.published_rde import PublishedStep
+from trainers.benchmarks.rde_step import OURS, PUBLISHED, VARIANTS, StepSize, prepare, time_steps
 from trainers.objectives.rde import RdeObjective
 
 SMALL = StepSize(width=0.0625, size=32, batch_size=2)

@@ -8,7 +8,7 @@ import torch
 from models.stm import Stm
 from tests.models import stm_fill
 from tests.trainers.stm_clips import Clips, first_masks_of, make_clips, small_stm
-from trainers.costs.published_stm import PublishedStmStep
+from trainers.benchmarks.published_stm import PublishedStmStep
 from trainers.objectives.stm_cycle import StmCycleObjective, StmCycleOptions, WayBack, open_gates, unroll
 from trainers.objectives.stm_cycle_losses import hardest_cross_entropy, present_labels, soft_iou_loss
 

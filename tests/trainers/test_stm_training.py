@@ -14,8 +14,8 @@ from models.released import load
 from models.stm import Stm
 from tests.trainers.small_runs import assert_equal_states, build_shards, plain_config, write_config
 from tests.trainers.test_distributed import reports_of, start_ranks
+from trainers.benchmarks.stm_step import LOOP, OURS, StmStepSize, time_stm_steps
 from trainers.config import Config, ConfigError, load_config, make_config
-from trainers.costs.stm_step import LOOP, OURS, StmStepSize, time_stm_steps
 from trainers.methods import METHODS
 from trainers.records.checkpoints import read_checkpoint
 from trainers.running.training import train

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from trainers.costs.targets import TargetSize, time_targets
+from trainers.benchmarks.targets import TargetSize, time_targets
 
 
 def test_both_versions_score_alike_and_ours_remembers_in_fewer_bytes(one_thread: None) -> None:

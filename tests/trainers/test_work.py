@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from trainers.costs.work import count_work
+from trainers.benchmarks.work import count_work
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

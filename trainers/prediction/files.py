@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 
 from shards.errors import DataError
 from shards.manifest import encode_json
-from shards.storage import remove_unfinished, write_bytes
+from shards.storage.paths import remove_unfinished, write_bytes
 from trainers.label_files import LabelMap, is_whole_png, write_grey, write_label_map
 from trainers.prediction.following import ModelClock, segment_video
 from trainers.prediction.plan import PngForm, VideoPlan

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 
 from shards.errors import DataError
-from shards.storage import replacing
+from shards.storage.paths import replacing
 from trainers.prediction.files import result_path
 from trainers.prediction.plan import VideoPlan
 

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from models.weight_files import load_strictly
 from shards.errors import DataError
-from shards.storage import remove_unfinished, replacing
+from shards.storage.paths import remove_unfinished, replacing
 from trainers.config_reading import ConfigError
 from trainers.methods import METHODS
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
-from shards.storage import write_bytes
+from shards.storage.paths import write_bytes
 from trainers.records.timing import StepTimes, as_clock
 
 if TYPE_CHECKING:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from shards.storage import write_bytes
+from shards.storage.paths import write_bytes
 from trainers.pages import new_figure
 from trainers.records.journal import read_journal
 

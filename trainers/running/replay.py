@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from models.weight_files import load_strictly
 from pipelines.types import Batch, Normalisation
 from shards.errors import DataError
-from shards.storage import replacing
+from shards.storage.paths import replacing
 from trainers.config import make_config
 from trainers.methods import METHODS
 from trainers.objectives import OBJECTIVES

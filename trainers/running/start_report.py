@@ -16,7 +16,7 @@ from torch import nn
 from pipelines.order.curriculum import Table
 from pipelines.recipes import clip_lengths
 from pipelines.source import ClipSource
-from shards.storage import write_bytes
+from shards.storage.paths import write_bytes
 from shards.wording import counted
 from trainers.config import Config, Stage, as_plain
 from trainers.methods.rde import RdeNetwork

@@ -14,7 +14,7 @@ from typing import Any
 
 from torch import nn
 
-from shards.storage import write_bytes
+from shards.storage.paths import write_bytes
 from trainers.config import Validation
 from trainers.methods import METHODS
 from trainers.prediction.files import OutputForm, file_digest, segment_to_folder

@@ -16,7 +16,7 @@ from PIL import Image
 
 from pipelines.pictures import overlay, sheet
 from shards.palettes import voc_palette
-from shards.storage import write_bytes
+from shards.storage.paths import write_bytes
 from trainers.prediction.videos import VideoSource
 from trainers.scoring.types import ObjectScores, ResultFolder
 

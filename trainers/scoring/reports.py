@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from shards.manifest import encode_json
-from shards.storage import write_bytes
+from shards.storage.paths import write_bytes
 from trainers.scoring.protocols import Protocol
 from trainers.scoring.types import ObjectScores
 

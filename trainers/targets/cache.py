@@ -29,7 +29,7 @@ from numpy.typing import NDArray
 from models.target_fitting import Weights
 from shards.errors import DataError
 from shards.manifest import encode_json
-from shards.storage import write_bytes
+from shards.storage.paths import write_bytes
 
 logger = logging.getLogger(__name__)
 

@@ -7,7 +7,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from models.frozen_trunk import BLOCKS
-from trainers.costs.targets import TargetCosts, TargetSize, time_targets
+from trainers.benchmarks.targets import TargetCosts, TargetSize, time_targets
 from trainers.running.distributed import Ranks, choose_device
 
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-from pipelines.costs.build_work import BuildStages, MadeSource, make_bl30k, plain_webdataset, tar_files
+from pipelines.benchmarks.build_work import BuildStages, MadeSource, make_bl30k, plain_webdataset, tar_files
 from shards.building.build import build, silent
 from shards.building.plan import BuildRequest, make_plan
 from shards.masks import MaskCodec
@@ -186,7 +186,7 @@ def _run_alone(
 _ALONE = """
 import sys
 from pathlib import Path
-from pipelines.costs.building import measure_alone
+from pipelines.benchmarks.building import measure_alone
 out, codec, shard_size, processes, *tars = sys.argv[1:]
 print(*measure_alone(tuple(map(Path, tars)), Path(out), codec, int(shard_size), int(processes)))
 """

@@ -15,7 +15,7 @@ from models.frozen_trunk import FrozenTrunk, TrunkName
 from models.refiner import LEVELS, Refiner
 from models.target_fitting import Targets, Weights, condense, pixel_weights
 from models.target_models import TargetModels, TargetOptions, fit_first, random_weights
-from trainers.costs.published_targets import PlainTargetModel
+from trainers.benchmarks.published_targets import PlainTargetModel
 
 STRIDES = {"layer5": 32, "layer4": 16, "layer3": 8, "layer2": 4}
 TARGET_LEVELS = ("layer3", "layer4")

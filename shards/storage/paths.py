@@ -2,7 +2,7 @@
 
 A local file is a `pathlib.Path` and is read with the system's own calls. A URL (`s3://`, `gs://`, `http(s)://`, ...) is
 a `RemotePath`, which answers to the part of Path's methods that this package uses; what is asked of stores and web
-servers for it goes through `storage_requests`.
+servers for it goes through `requests`.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from pathlib import Path, PurePosixPath
 from typing import BinaryIO, cast
 
 from shards.errors import DataError
-from shards.storage_requests import ask, fetch_ranges, file_bytes
-from shards.storage_systems import system_of
+from shards.storage.requests import ask, fetch_ranges, file_bytes
+from shards.storage.systems import system_of
 
 _URL = re.compile(r"[a-z][a-z0-9+.-]+://")
 _LOCAL = re.compile(r"(file|local):/{2,}")
@@ -193,7 +193,7 @@ def read_range(path: RemotePath, start: int, num_bytes: int) -> bytes:
 
 
 def read_ranges(path: RemotePath, ranges: Sequence[tuple[int, int]]) -> list[bytes]:
-    """Several (start, number of bytes) of one file; see `storage_requests.fetch_ranges`."""
+    """Several (start, number of bytes) of one file; see `requests.fetch_ranges`."""
     return fetch_ranges(path.url, ranges)
 
 

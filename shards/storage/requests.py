@@ -21,7 +21,7 @@ from http import HTTPStatus
 from typing import Any, TypeVar, cast
 
 from shards.errors import DataError
-from shards.storage_systems import SILENCE_SECONDS, system_of
+from shards.storage.systems import SILENCE_SECONDS, system_of
 
 logger = logging.getLogger(__name__)
 

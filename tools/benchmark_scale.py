@@ -6,7 +6,7 @@ from argparse import ArgumentParser, Namespace
 from dataclasses import asdict
 from pathlib import Path
 
-from pipelines.costs.scale import Cluster, ScaleResult, simulate
+from pipelines.benchmarks.scale import Cluster, ScaleResult, simulate
 from shards.sets.sparse_set import SparseSet, write_sparse_set
 
 BESIDE = {"youtube-vos": (SparseSet(num_videos=3_464, num_frames=27), 1), "davis": (SparseSet(60, 70), 5)}

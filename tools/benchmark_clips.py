@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from pipelines.costs.clips import (
+from pipelines.benchmarks.clips import (
     FINISHED,
     LOADER,
     NAIVE,
@@ -19,7 +19,7 @@ from pipelines.costs.clips import (
     time_still_ways,
     time_video_ways,
 )
-from pipelines.costs.executors import ClipTiming, time_clips
+from pipelines.benchmarks.executors import ClipTiming, time_clips
 from pipelines.executors import EXECUTORS
 from pipelines.parity.clips import draw_clips
 from shards.reader import ShardSet
@@ -62,7 +62,7 @@ def measure_clips(options: Namespace, scratch: Path) -> tuple[dict[str, object],
 
 
 def _measure_device(options: Namespace, scratch: Path) -> tuple[dict[str, object], str]:
-    from pipelines.costs.device import time_on_device  # noqa: PLC0415 - DALI is needed here only
+    from pipelines.benchmarks.device import time_on_device  # noqa: PLC0415 - DALI is needed here only
 
     device = choose_device(options.device, Ranks())
     with ShardSet.open(options.dataset or made_shards(scratch)) as shard_set:

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from models.layers import use_channels_last
 from models.rde import Rde
-from trainers.costs.published_rde import NUM_FRAMES, PublishedStep
+from trainers.benchmarks.published_rde import NUM_FRAMES, PublishedStep
 from trainers.objectives.rde import RdeObjective, RdeObjectiveOptions
 from trainers.running.stages import make_autocast
 

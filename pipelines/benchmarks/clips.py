@@ -1,7 +1,7 @@
 """What finished clips cost, each way beside the others on the same plans and bytes: video of RDE, and stills.
 
 CPU time of this process and of the workers it waited for. The ways take turns in rounds, as in
-`pipelines.costs.executors`.
+`pipelines.benchmarks.executors`.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from pipelines.assembly import assemble, choose_objects, normalise, slot_masks
-from pipelines.costs.executors import BATCH, take_turns
+from pipelines.benchmarks.executors import BATCH, take_turns
 from pipelines.damage import damage_masks
 from pipelines.executors import make_executor
 from pipelines.executors.cpu import Scratch

@@ -16,8 +16,8 @@ from torch import Tensor, nn
 
 from models.layers import use_channels_last
 from models.stm import Arch, Stm
-from trainers.costs.published_stm import PublishedStmStep
-from trainers.costs.work import Work, count_work
+from trainers.benchmarks.published_stm import PublishedStmStep
+from trainers.benchmarks.work import Work, count_work
 from trainers.objectives.stm_cycle import StmCycleObjective
 
 LOOP, OURS, OURS_CHANNELS_LAST = "clip-by-clip loop", "ours", "ours, channels_last"

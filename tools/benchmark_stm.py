@@ -9,8 +9,8 @@ from pathlib import Path
 import torch
 
 from models.stm import ARCHS
-from trainers.costs.stm_correction import CorrectionCost, CorrectionSize, time_corrections
-from trainers.costs.stm_step import LOOP, NUM_SLOTS, StmStepCost, StmStepSize, time_stm_steps
+from trainers.benchmarks.stm_correction import CorrectionCost, CorrectionSize, time_corrections
+from trainers.benchmarks.stm_step import LOOP, NUM_SLOTS, StmStepCost, StmStepSize, time_stm_steps
 from trainers.running.distributed import Ranks, choose_device
 
 

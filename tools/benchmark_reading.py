@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from pipelines.costs.reading import ReadingCase, StartCost
+from pipelines.benchmarks.reading import ReadingCase, StartCost
 
 
 def reading_table(start: StartCost, cases: Sequence[ReadingCase]) -> str:

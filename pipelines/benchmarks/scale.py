@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from pipelines.costs.reading import StartCost, time_start
+from pipelines.benchmarks.reading import StartCost, time_start
 from pipelines.loader import share_of_batch
 from pipelines.order.curriculum import Table
 from pipelines.order.pooled import Pooled

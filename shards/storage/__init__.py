@@ -1,0 +1,1 @@
+"""Where files lie and how they are asked for: local paths, object stores, web servers."""
