@@ -31,6 +31,11 @@ ENOUGH_CLIPS_PER_SECOND = 200.0
 SAMPLED_CLIPS, SIMULATED_CLIPS = 64, 4000
 CHECK_CPU = 0.4e-9
 """Seconds of CPU for each byte of a frame that is used: CRC-32, and a copy."""
+PLAN_WORDS: dict[PlanName, str] = {
+    "frame": "each frame by itself",
+    "span": "near frames together",
+    "resident": "whole videos, kept in memory",
+}
 LOCAL_CPU, REMOTE_CPU = (20e-6, 0.1e-9), (800e-6, 1e-9)
 """For each request and each byte, where nothing is measured."""
 
@@ -73,16 +78,18 @@ class ReadChoice:
 
     def describe(self) -> str:
         """One line for the log."""
-        rates = ", ".join(f"{name} {rate:.0f}" for name, rate in self.clips_per_second.items())
-        storage = f"{1e3 * self.speed.latency:.2f} ms, {self.speed.bandwidth / 1e6:.0f} MB/s"
+        name, rates = self.reading.name, self.clips_per_second
+        others = ", ".join(f"{other} {rate:.0f}" for other, rate in rates.items() if other != name)
+        storage = f"{1e3 * self.speed.latency:.2f} ms to answer, {self.speed.bandwidth / 1e6:.0f} MB/s"
         storage += f", {1e3 * self.speed.request_cpu:.2f} ms of CPU a request"
-        return f"reading by {self.reading.name} (storage: {storage}; clips/s it can give by plan: {rates})"
+        given = f"it can give {rates[name]:.0f} clips/s here (other plans: {others})"
+        return f"read plan {name}, {PLAN_WORDS[name]}: {given}; storage: {storage}"
 
 
 def choose_reading(
     source: ClipSource, speed: StorageSpeed, positions: range, *, threads: int, pool_bytes: int
 ) -> ReadChoice:
-    """The plan that reads least among those that are fast enough, else the fastest.
+    """The first of frame, span, resident that is fast enough, else the fastest.
 
     positions: which clips of each global batch are read here. Chooses for all sets of the mix together. The choice
     depends on a measurement and may differ between runs and ranks: it decides about speed alone.

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 import simplejpeg
 
 from pipelines.order.sampling import MixEntry
-from pipelines.reading.clip_reader import PlanName
-from pipelines.reading.cost import Demand, choose_reading
+from pipelines.reading.clip_reader import READ_PLANS, PlanName
+from pipelines.reading.cost import ENOUGH_CLIPS_PER_SECOND, Demand, choose_reading
 from pipelines.recipes import RECIPES, make_recipe
 from pipelines.source import ClipSource
 from shards.errors import DataError
@@ -145,12 +145,24 @@ def verdict(found: Diagnosis) -> list[str]:
             limit, rate = f"{slower} is the limit on {counted(found.cores, 'core')}", min(one.decoding, storage)
         limits.setdefault(limit, {})[one.recipe] = rate
     lines += [f"{limit}, {_span(rates.values())} clips/s: {', '.join(rates)}." for limit, rates in limits.items()]
+    lines += _advised_though_slower(found.recipes)
     best = max(_of_storage(found.reads), key=lambda read: read.bandwidth)
     if best.parallel > 1:
         lines.append(
             f"It takes {best.parallel} requests at a time to get its bandwidth: let reading.threads be as many."
         )
     return lines
+
+
+def _advised_though_slower(recipes: Sequence[RecipePrediction]) -> list[str]:
+    """Why a plan is advised where another one is predicted to be faster; nothing where none is."""
+    slower = [one for one in recipes if one.clips_per_second[one.plan] < max(one.clips_per_second.values())]
+    plans = " and ".join(dict.fromkeys(one.plan for one in slower))
+    if not slower:
+        return []
+    names = ", ".join(one.recipe for one in slower)
+    rule = f"the first of {', '.join(READ_PLANS)} that gives {ENOUGH_CLIPS_PER_SECOND:.0f} clips/s is enough"
+    return [f"By {plans} although another way is predicted to be faster ({names}): {rule}."]
 
 
 def _span(rates: Collection[float]) -> str:

@@ -7,12 +7,14 @@ import difflib
 from collections.abc import Mapping
 from typing import Any
 
+from pipelines.order.curriculum import Table
 from pipelines.recipes.clip_length import clip_lengths, length_at
 from pipelines.recipes.mtmfi import Mtmfi
 from pipelines.recipes.rde import RdeBl30k, RdeVideo
 from pipelines.recipes.rde_static import RdeStatic
 from pipelines.recipes.request import ClipRequest, Recipe
 from pipelines.recipes.stm_cycle import StmCycle, StmCycleDali, StmCyclePaper
+from pipelines.types import AreaRule
 
 __all__ = [
     "RECIPES",
@@ -28,6 +30,7 @@ __all__ = [
     "clip_lengths",
     "length_at",
     "make_recipe",
+    "recipe_options",
 ]
 
 RECIPES: dict[str, type[RdeVideo | RdeStatic | StmCycle | Mtmfi]] = {
@@ -55,6 +58,20 @@ def make_recipe(name: str, options: Mapping[str, Any]) -> Recipe:
         if option not in fields:
             raise ValueError(f"recipe {name} has no {option!r}{_meant(option, fields)}; it has: {', '.join(fields)}")
     return RECIPES[name](**options)
+
+
+def recipe_options(recipe: Recipe) -> dict[str, Any]:
+    """Every field of a recipe as plain values: `make_recipe` with these gives the same recipe."""
+    names = [field.name for field in dataclasses.fields(type(recipe))]  # type: ignore[arg-type]  # a protocol's members
+    return {name: _plain(getattr(recipe, name)) for name in names}
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Table):
+        return [list(row) for row in value.rows]
+    if isinstance(value, AreaRule):
+        return list(dataclasses.astuple(value))
+    return list(value) if isinstance(value, tuple) else value
 
 
 def _meant(word: str, known: Mapping[str, Any] | list[str]) -> str:

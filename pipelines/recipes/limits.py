@@ -52,10 +52,17 @@ def table_of(name: str, rows: Any, limits: Limits) -> Table:
     return table
 
 
-def set_checked(recipe: object, limits: Mapping[str, Limits]) -> None:
-    """Set each named field of a frozen recipe to its value as `check_numbers` returns it."""
+def set_checked(recipe: object, limits: Mapping[str, Limits], *, optional: tuple[str, ...] = ()) -> None:
+    """Set each named field of a frozen recipe to its value as `check_numbers` returns it.
+
+    A field `size` may be one number, for a square. optional: fields that None switches off.
+    """
     for name, allowed in limits.items():
-        object.__setattr__(recipe, name, check_numbers(name, getattr(recipe, name), allowed))
+        value = getattr(recipe, name)
+        if name == "size" and isinstance(value, int):
+            value = (value, value)
+        if value is not None or name not in optional:
+            object.__setattr__(recipe, name, check_numbers(name, value, allowed))
 
 
 def check_choice(name: str, value: Any, choices: tuple[str, ...]) -> None:

@@ -59,8 +59,6 @@ class Mtmfi:
 
     def __post_init__(self) -> None:
         """Bring values from YAML into their types; ValueError, naming the field, for values that make no clip."""
-        if isinstance(self.size, int):
-            object.__setattr__(self, "size", (self.size, self.size))
         set_checked(self, LIMITS)
         check_flags(self, ("legacy_nearest",))
         check_choice("visibility", self.visibility, VISIBILITY)

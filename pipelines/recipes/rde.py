@@ -25,7 +25,7 @@ from pipelines.order.curriculum import Table
 from pipelines.order.sampling import annotated_frames
 from pipelines.order.streams import Stream, StreamName
 from pipelines.recipes.clip_length import length_at, set_clip_length
-from pipelines.recipes.limits import Limits, check_numbers, table_of
+from pipelines.recipes.limits import Limits, check_numbers, set_checked, table_of
 from pipelines.recipes.request import ClipRequest
 from pipelines.types import IMAGENET, AreaRule, ClipPlan, ClipSteps, Normalisation
 from shards.masks import FrameObjects
@@ -103,12 +103,7 @@ class RdeVideo:
 
     def __post_init__(self) -> None:
         """Bring values from YAML into their types; ValueError, naming the field, for values that make no clip."""
-        square = (self.size, self.size) if isinstance(self.size, int) else self.size
-        values = {name: getattr(self, name) for name in LIMITS} | {"size": square}
-        if self.damage_iou is None:
-            del values["damage_iou"]
-        for name, value in values.items():
-            object.__setattr__(self, name, check_numbers(name, value, LIMITS[name]))
+        set_checked(self, LIMITS, optional=("damage_iou",))
         object.__setattr__(self, "clip_jitter", Jitter(*self.clip_jitter))
         object.__setattr__(self, "frame_jitter", Jitter(*self.frame_jitter))
         object.__setattr__(self, "max_gap", table_of("max_gap", self.max_gap, Limits(1, 1)))

@@ -23,7 +23,7 @@ from pipelines.order.curriculum import Table
 from pipelines.order.sampling import annotated_frames
 from pipelines.order.streams import Stream, StreamName
 from pipelines.recipes.clip_length import length_at, set_clip_length
-from pipelines.recipes.limits import Limits, check_numbers
+from pipelines.recipes.limits import Limits, set_checked
 from pipelines.recipes.rde import IMAGENET_FILL
 from pipelines.recipes.request import ClipRequest
 from pipelines.spline import draw_points
@@ -89,12 +89,7 @@ class RdeStatic:
 
     def __post_init__(self) -> None:
         """Bring values from YAML into their types; ValueError, naming the field, for values that make no clip."""
-        square = (self.size, self.size) if isinstance(self.size, int) else self.size
-        values = {name: getattr(self, name) for name in LIMITS} | {"size": square}
-        if self.damage_iou is None:
-            del values["damage_iou"]
-        for name, value in values.items():
-            object.__setattr__(self, name, check_numbers(name, value, LIMITS[name]))
+        set_checked(self, LIMITS, optional=("damage_iou",))
         object.__setattr__(self, "clip_jitter", Jitter(*self.clip_jitter))
         object.__setattr__(self, "frame_jitter", Jitter(*self.frame_jitter))
         set_clip_length(self, shortest=1)

@@ -98,8 +98,6 @@ class StmCycle:
 
     def __post_init__(self) -> None:
         """Bring values from YAML into their types; ValueError, naming the field, for values that make no clip."""
-        if isinstance(self.size, int):
-            object.__setattr__(self, "size", (self.size, self.size))
         set_checked(self, LIMITS)
         check_flags(self, FLAGS)
         check_choice("slots", self.slots, SLOT_RULES)

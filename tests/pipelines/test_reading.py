@@ -349,7 +349,9 @@ def test_the_model_picks_what_suits_the_storage(speed, pool_bytes, expected):
     assert choice.reading.name == expected
     assert choice.reading.max_gap == max(NEIGHBOUR_GAP, round(speed.latency * speed.bandwidth))
     assert set(choice.clips_per_second) == set(READ_PLANS)
-    assert f"reading by {expected} " in choice.describe()
+    assert choice.describe().startswith(f"read plan {expected}, ")
+    others = [name for name in READ_PLANS if name != expected]
+    assert [name in choice.describe().split("other plans: ")[1] for name in (expected, *others)] == [False, True, True]
 
 
 def test_a_mix_that_changes_costs_what_its_parts_cost():

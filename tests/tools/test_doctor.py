@@ -193,6 +193,14 @@ def test_the_verdict_names_the_limit_and_the_threads_it_takes():
     assert "Storage is the limit on 8 cores, 90 clips/s: slow." in text
     assert "Decoding is the limit on 8 cores, 250 to 300 clips/s: fast, faster." in text
     assert "It takes 16 requests at a time" in text
+    assert "although" not in text, "each is advised the fastest way"
+
+
+def test_the_verdict_says_why_a_slower_plan_is_advised():
+    found = diagnosis(reads((4096, 1, 1e6), (1 << 20, 16, 5e8)))
+    enough = RecipePrediction("enough", 3, 0.4, "frame", {"frame": 900.0, "span": 950.0, "resident": 100.0}, 300.0)
+    text = " ".join(verdict(replace(found, recipes=(*found.recipes, enough))))
+    assert "By frame although another way is predicted to be faster (enough): the first of" in text
 
 
 def diagnosis(measured: tuple[Measured, ...]) -> Diagnosis:
