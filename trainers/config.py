@@ -23,7 +23,7 @@ from pydantic.dataclasses import dataclass
 from pydantic_core import ErrorDetails
 
 from pipelines.order.curriculum import Table
-from pipelines.recipes import RECIPES, Mtmfi, Recipe, clip_lengths, make_recipe
+from pipelines.recipes import RECIPES, Mtmfi, Recipe, clip_lengths, make_recipe, recipe_options
 from trainers.choices import STRICT, Count, CountOrRows, IsNumber, NotNegative, Number, Rows
 from trainers.config_reading import (
     COMMAND_LINE,
@@ -277,8 +277,13 @@ def make_config(values: Mapping[str, Any], *, source: str | Path, overridden: fr
 
 
 def as_plain(config: Config) -> dict[str, Any]:
-    """`config` as dicts, lists, strings and numbers, for YAML, JSON and checkpoints; `make_config` reads it back."""
+    """`config` as dicts, lists, strings and numbers, for YAML, JSON and checkpoints; `make_config` reads it back.
+
+    Every default is written out, those of recipes too.
+    """
     plain: dict[str, Any] = _ADAPTER.dump_python(config, mode="json")
+    for stage, values in zip(config.stages, plain["stages"], strict=True):
+        values["recipe"] = {"name": stage.recipe["name"], **recipe_options(stage.clip_recipe())}
     return plain
 
 

@@ -97,7 +97,7 @@ def test_force_goes_on_as_another_run_but_not_with_another_network(
     assert "going on as another run, by force: seed was 1 and is 2" in caplog.text
     refuse_another_run(tmp_path, SMALL, SMALL.config, [["0" * 64]], force=True)
     assert "the shard set was ffffffffffff and is 000000000000" in caplog.text
-    with pytest.raises(ConfigError, match=r"model.width was None and is 1"):
+    with pytest.raises(ConfigError, match=r"model was None and is \{'width': 1\}"):
         refuse_another_run(tmp_path, SMALL, SMALL.config | {"model": {"width": 1}}, SMALL.fingerprints, force=True)
 
 

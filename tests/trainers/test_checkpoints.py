@@ -174,6 +174,21 @@ def test_what_changes_a_run_is_refused_by_name(tmp_path: Path) -> None:
         )
     with pytest.raises(ConfigError, match="the shard set was ffffffffffff and is 000000000000"):
         refuse_another_run(tmp_path, SMALL, SMALL.config, [["0" * 64]])
+    with pytest.raises(ConfigError, match=r"seed was 1 and is 2, stages.0.data.0: the shard set was ffffffffffff"):
+        refuse_another_run(tmp_path, SMALL, SMALL.config | {"seed": 2}, [["0" * 64]])
+
+
+def test_a_row_that_comes_or_goes_and_a_section_of_another_kind_are_named_and_not_told(tmp_path: Path) -> None:
+    stage = SMALL.config["stages"][0] | {"recipe": {"name": "rde_video", "shear": 10}}
+    old = replace(SMALL, config=SMALL.config | {"stages": [stage]})
+    rows = {"data": [*stage["data"], {"path": "b", "repeat": 2}], "recipe": {"name": "rde_bl30k", "shear": 9}}
+    new = SMALL.config | {"stages": [stage | rows, {"name": "late", "steps": 9, "data": []}]}
+    message = (
+        r"another run: stages.0.data.1 was None and is 'b', stages.0.recipe.name was 'rde_video' and is 'rde_bl30k', "
+        r"stages.1 was None and is 'late'; give"
+    )
+    with pytest.raises(ConfigError, match=message):
+        refuse_another_run(tmp_path, old, new, [["f" * 64, "0" * 64], []])
 
 
 def test_no_flipped_bit_gets_through_or_stops_the_search_for_an_older_one(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import yaml
 
-from pipelines.recipes import RdeStatic, RdeVideo
+from pipelines.recipes import RECIPES, RdeStatic, RdeVideo, make_recipe, recipe_options
 from trainers.config import Config, ConfigError, as_plain, load_config, make_config
 from trainers.config_reading import apply_overrides
 
@@ -154,7 +154,18 @@ def test_a_config_survives_json_and_yaml(tmp_path: Path) -> None:
     config = load_config(write(tmp_path), words)
     assert [sorted(entry.tables()) for entry in config.stages[0].data] == [["repeat"], ["clips_per_pass"]]
     for plain in (json.loads(json.dumps(as_plain(config))), yaml.safe_load(yaml.safe_dump(as_plain(config)))):
-        assert make_config(plain, source="checkpoint") == config
+        again = make_config(plain, source="checkpoint")
+        assert as_plain(again) == as_plain(config)
+        assert again.stages[0].clip_recipe() == config.stages[0].clip_recipe()
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_a_config_as_plain_values_has_every_field_of_its_recipe(name: str) -> None:
+    recipe = make_recipe(name, {})
+    plain = json.loads(json.dumps(recipe_options(recipe)))
+    assert plain.keys() == {field.name for field in dataclasses.fields(RECIPES[name])}
+    assert make_recipe(name, plain) == recipe
+    assert recipe_options(make_recipe(name, plain)) == plain
 
 
 def test_overrides_say_which_keys_they_set() -> None:

@@ -206,6 +206,17 @@ def test_force_goes_on_with_other_values(shards: Path, tmp_path: Path, caplog: p
     assert "going on as another run, by force: seed was 14159265 and is 7" in caplog.text
 
 
+def test_a_default_that_is_written_out_is_no_other_run(shards: Path, tmp_path: Path) -> None:
+    values = plain_config(shards, tmp_path)
+    train(make_config(values, source="test"), Start(max_seconds=1e-6))
+    recipe = values["stages"][0]["recipe"]
+    recipe |= {"flip": 0.5, "size": [32, 32]}
+    assert train(make_config(values, source="test"), resume=True).step == 6
+    recipe["flip"] = 0.25
+    with pytest.raises(ConfigError, match=r"another run: stages.0.recipe.flip was 0.5 and is 0.25; give the old"):
+        train(make_config(values, source="test"), resume=True)
+
+
 def test_clips_of_a_failed_step_can_be_seen_again_without_the_data(
     shards: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -7,10 +7,11 @@ import logging
 import pickle
 import struct
 import zipfile
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from itertools import zip_longest
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 from torch import Tensor, nn
@@ -192,18 +193,15 @@ def refuse_another_run(
 
     force: only warn, except of another network, which the weights do not fit.
     """
-    old, new = dict(_leaves(checkpoint.config)), dict(_leaves(config))
-    keys = sorted(key for key in old.keys() | new.keys() if not _is_free(key))
-    different = [key for key in keys if old.get(key) != new.get(key)]
-    changes = [f"{key} was {old.get(key)!r} and is {new.get(key)!r}" for key in different]
-    if not changes and fingerprints != checkpoint.fingerprints:
-        changes = [
-            f"stages.{stage}.data.{entry}: the shard set was {before[:12]} and is {now[:12]}"
-            for stage, sets in enumerate(zip(checkpoint.fingerprints, fingerprints, strict=True))
-            for entry, (before, now) in enumerate(zip(*sets, strict=True))
-            if before != now
-        ]
-    if changes and force and not any(key.startswith("model.") for key in different):
+    different = dict(_differences(checkpoint.config, config))
+    changes = list(different.values())
+    changes += [
+        f"stages.{stage}.data.{entry}: the shard set was {before[:12]} and is {now[:12]}"
+        for stage, sets in enumerate(zip(checkpoint.fingerprints, fingerprints, strict=False))
+        for entry, (before, now) in enumerate(zip(*sets, strict=False))  # those that come or go are named above
+        if before != now
+    ]
+    if changes and force and not any(key.partition(".")[0] == "model" for key in different):
         logger.warning("%s: going on as another run, by force: %s", path, ", ".join(changes))
     elif changes:
         remedy = "give the old values to go on with this run, or another output=FOLDER to start a new one"
@@ -225,17 +223,29 @@ def _short(version: str) -> str:
     return digits[:12] + plus + changes
 
 
-def _leaves(value: object, key: str = "") -> Iterator[tuple[str, object]]:
-    """Dotted keys and values; tables and other lists of numbers are values as a whole."""
-    if isinstance(value, Mapping) and value:
-        items: Iterable[tuple[object, object]] = value.items()
-    elif isinstance(value, list) and any(isinstance(item, Mapping) for item in value):
-        items = enumerate(value)
-    else:
-        yield key, value
-        return
-    for name, item in items:
-        yield from _leaves(item, f"{key}.{name}" if key else str(name))
+def _differences(old: object, new: object, key: str = "") -> Iterator[tuple[str, str]]:
+    """(dotted key, what it was and is) of all that differs and is not free, sorted; a table is one value.
+
+    Of sections of two kinds (by `name`) only the kind is said, of a row that comes or goes only its name.
+    """
+    if isinstance(old, Mapping) and isinstance(new, Mapping):
+        is_section = bool(key) and not key.rpartition(".")[2].isdecimal()
+        is_other_kind = is_section and old.get("name") != new.get("name")
+        for name in ["name"] if is_other_kind else sorted(old.keys() | new.keys()):
+            yield from _differences(old.get(name), new.get(name), f"{key}.{name}" if key else name)
+    elif _has_rows(old) and _has_rows(new):
+        for number, (before, now) in enumerate(zip_longest(old, new)):
+            yield from _differences(before, now, f"{key}.{number}")
+    elif old != new and not _is_free(key):
+        yield key, f"{key} was {_named(old)!r} and is {_named(new)!r}"
+
+
+def _has_rows(value: object) -> TypeGuard[list[object]]:
+    return isinstance(value, list) and any(isinstance(item, Mapping) for item in value)
+
+
+def _named(value: object) -> object:
+    return value.get("name", value.get("path", dict(value))) if isinstance(value, Mapping) else value
 
 
 def _is_free(key: str) -> bool:
