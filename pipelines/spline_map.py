@@ -155,7 +155,7 @@ def rounding_bounds(
         for axis, (side, step) in enumerate(((width, COLUMNS_OF_BOUND), (height, ROWS_AT_ONCE)))
     )
     squared = far_x[:, None, :] ** 2 + far_y[:, :, None] ** 2  # (P, bands, blocks)
-    kernel = squared * np.log2(squared) / 2
+    kernel = squared * np.log2(np.maximum(squared, 1e-300)) / 2  # a block of one pixel may lie on a control point
     kernel = np.where(squared < np.exp(-1), -kernel, np.maximum(LARGEST_KERNEL, kernel))
     of_sum = 1 + min(PRODUCTS_AT_ONCE, count + 3) + (count + 2) // PRODUCTS_AT_ONCE
     roundings = 4.4 * squared + (LOG_ERROR + 3 + of_sum) * kernel

@@ -252,16 +252,23 @@ async def _web_size(system: Any, url: str) -> int:
     """By asking for the first byte: servers that refuse HEAD are many, and signed URLs are signed for GET alone."""
     async with await _web_answer(system, url, 0, 1) as answer:
         if answer.status == HTTPStatus.OK:
-            return int(answer.headers["Content-Length"])
-        await answer.read()  # keeps the connection
-        return int(answer.headers["Content-Range"].rpartition("/")[2])
+            size = answer.headers.get("Content-Length", "")
+        else:
+            await answer.read()  # keeps the connection
+            size = answer.headers.get("Content-Range", "").rpartition("/")[2]
+        if not size.isdecimal():
+            found = f"status {answer.status} without it"
+            raise DataError(url, expected="an answer with the file's size", found=found, remedy=_RANGES)
+        return int(size)
 
 
 async def _web_answer(system: Any, url: str, start: int, end: int) -> Any:
     """An answer of status 200, 206 or 416. Raises FileNotFoundError, and what aiohttp raises for other statuses."""
     session = await system.set_session()
     options = dict(system.kwargs)
-    options["headers"] = {**options.get("headers", {}), "Range": f"bytes={start}-{end - 1}"}
+    # A server that compresses on the fly (nginx: gzip on) would answer with neither ranges nor a size.
+    wanted = {"Range": f"bytes={start}-{end - 1}", "Accept-Encoding": "identity"}
+    options["headers"] = {**options.get("headers", {}), **wanted}
     answer = await session.get(system.encode_url(url), **options)
     if answer.status in (HTTPStatus.NOT_FOUND, HTTPStatus.GONE):
         answer.release()

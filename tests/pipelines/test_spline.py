@@ -197,6 +197,13 @@ def test_float32_is_off_by_less_than_its_bound(spline: np.ndarray) -> None:
     assert errors.max() > 0.02 * bounds.min()  # it is a bound on something of its size
 
 
+def test_a_control_point_on_the_only_pixel_of_a_block_has_a_bound() -> None:
+    spline, size = points(12, side=49, deviation=0.0), (ROWS_AT_ONCE + 1, COLUMNS_OF_BOUND + 1)
+    spline[0] = 1.0  # the last pixel
+    bounds = rounding_bounds(spline[:, 1], fit(spline), size)
+    assert bounds.shape == (2, 2, 2) and (bounds > 0).all()
+
+
 def test_few_pixels_are_computed_in_float64(monkeypatch: pytest.MonkeyPatch) -> None:
     shares = []
 

@@ -261,6 +261,9 @@ def test_sizes_over_http_are_told_by_one_byte(server, local):
     finally:
         (local / "empty").unlink()
     assert file_size(place / "manifest.json") == (local / "manifest.json").stat().st_size
+    server.failures[:] = [Answer(206, {"Content-Range": "bytes 0-0/*"})]
+    with pytest.raises(DataError, match=r"manifest.json: expected an answer with the file's size, found status 206"):
+        file_size(place / "manifest.json")
     server.ranges = False
     assert file_size(place / "manifest.json") == (local / "manifest.json").stat().st_size
 
