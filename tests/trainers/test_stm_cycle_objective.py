@@ -135,6 +135,19 @@ def test_without_the_cycle_only_the_way_forward_counts() -> None:
     assert weighted.item() == pytest.approx((parts["forward"] + 0.5 * parts["cycle"]).item(), rel=1e-6)
 
 
+def test_without_ways_back_no_first_frame_is_encoded_as_a_query_and_no_last_one_to_be_remembered() -> None:
+    model, clips, seen = small_stm(), make_clips(), []
+    for part in (model.Encoder_Q.conv1, model.Encoder_M.conv1):
+        part.register_forward_hook(lambda _, inputs, __: seen.append(inputs[0]))
+    with torch.no_grad():
+        for weight in (0.0, 1.0):
+            StmCycleObjective(model, StmCycleOptions(cycle_weight=weight))(*clips)
+    forward = [torch.cat(part.unbind(1)) for part in (clips.images[:, 1:], clips.images[:, :-1])]
+    both = torch.cat(clips.images.unbind(1))
+    for found, expected in zip(seen, [*forward, both, both], strict=True):
+        assert torch.equal(found, expected)
+
+
 @pytest.mark.parametrize(
     ("gate", "expected"),
     [("highest", [[True, True], [False, True]]), ("all", [[True, False], [False, True]])],

@@ -182,17 +182,18 @@ def unroll(model: Stm, images: Tensor, first_masks: Tensor, counts: Sequence[int
     size = (images.shape[3], images.shape[4])
     rows = ObjectRows.of(counts, max(counts), images.device)
     frames = torch.cat(images.unbind(1))  # (T*B, 3, H, W), time slowest; keeps channels last
-    query, stems = model.encode_query(frames), model.look(frames)
+    left_out = 0 if ways else num_clips  # only ways back segment the first frames, and remember the last ones
+    query, stems = model.encode_query(frames[left_out:]), model.look(frames[: len(frames) - left_out])
     memories: list[Memory] = []
     masks, seen = rows.take(first_masks[:, : rows.num_slots]), []
     for time in range(num_frames):
-        here = slice(time * num_clips, (time + 1) * num_clips)
+        start = time * num_clips
         if time > 0:
-            logits = model.segment(query.frames(here), join_memories(memories), rows.clips, size)
-            seen.append(rows.aggregate(logits).softmax(1))
+            here = query.frames(slice(start - left_out, start - left_out + num_clips))
+            seen.append(rows.aggregate(model.segment(here, join_memories(memories), rows.clips, size)).softmax(1))
             masks = rows.take(seen[-1][:, 1:])
         if time + 1 < num_frames or ways:
-            memories.append(model.memorise(stems[here], masks, rows.clips))
+            memories.append(model.memorise(stems[start : start + num_clips], masks, rows.clips))
     back = _lead_back(model, query.frames(slice(num_clips)), memories, (counts, ways), size) if ways else None
     return Unrolled(torch.stack(seen), back)
 
