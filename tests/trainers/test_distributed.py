@@ -22,7 +22,7 @@ from trainers.running.distributed import DeviceError, Ranks, Threads, choose_dev
 from trainers.running.stages import Place
 from trainers.running.stopping import STOPPED_STATUS
 from trainers.running.training import train
-from trainers.running.validation import Validator
+from trainers.running.validation import RESULTS_FOLDER, Validator
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 CPU = torch.device("cpu")
@@ -161,16 +161,17 @@ def test_another_world_size_goes_on_with_the_same_batches(two_ranks: Path, shard
     assert [r["loss"] for r in one] == pytest.approx([r["loss"] for r in two], rel=1e-4)
 
 
-def test_validation_on_two_ranks_has_the_figures_of_one(two_ranks: Path, shards: Path) -> None:
+def test_validation_on_two_ranks_has_the_figures_of_one(two_ranks: Path, shards: Path, tmp_path: Path) -> None:
     (found,) = reports_of(two_ranks, "validation")
     config = make_config(run_values(shards, two_ranks), source="test")
     assert config.validation is not None
     model, _ = load_model(two_ranks / "checkpoint-6.pt")
-    validator = Validator(config.validation, "rde", model, Place(Ranks(), CPU, Threads(1, 1)))
+    validator = Validator(config.validation, "rde", model, Place(Ranks(), CPU, Threads(1, 1)), tmp_path)
     alone = validator.score(model, None, lambda: False, lambda _: None)
     assert alone is not None
     assert alone.figures == {name: found[name] for name in alone.figures}
     assert found["videos"] == 2
+    assert not (two_ranks / RESULTS_FOLDER).exists()
 
 
 def test_a_killed_rank_is_replaced_and_a_notice_saves_and_the_end_is_the_same_bit_for_bit(

@@ -102,7 +102,7 @@ NETWORKS: dict[str, Callable[[], nn.Module]] = {
 
 @pytest.mark.parametrize("method", list(METHODS))
 def test_validation_sees_and_follows_as_the_tool_does(
-    shards: Path, monkeypatch: pytest.MonkeyPatch, method: str
+    shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: str
 ) -> None:
     names = [name for group in METHOD_ARGUMENTS.values() for name in group.names]
     nothing = Namespace(**dict.fromkeys(names), shorter_side=None, mem_every=None, amp=False)
@@ -125,7 +125,8 @@ def test_validation_sees_and_follows_as_the_tool_does(
     usual = METHODS[method].published(model, SEGMENTATION_PROTOCOLS["davis2017"])
     for sight in (None, SeenAs(box=(48, 64))):
         options = Validation(shards, every=1, split="val", sight=sight)
-        assert Validator(options, method, model, place).score(model, None, lambda: False, lambda _: None) is None
+        validator = Validator(options, method, model, place, tmp_path)
+        assert validator.score(model, None, lambda: False, lambda _: None) is None
     assert seen == [*usual, usual[0], SeenAs(box=(48, 64))]
 
 

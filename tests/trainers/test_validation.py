@@ -27,7 +27,7 @@ from trainers.running.distributed import Ranks, Threads
 from trainers.running.loop import Ending
 from trainers.running.stages import Place
 from trainers.running.training import train
-from trainers.running.validation import BEST_FILE, Best, Validator
+from trainers.running.validation import BEST_FILE, RESULTS_FOLDER, Best, Validator
 
 CATEGORIES = {"unseen": ["owl"], "videos": {"late": {"2": "cat", "5": "owl"}, "dark": {"3": "owl"}}}
 
@@ -83,7 +83,9 @@ def test_youtube_vos_spread_over_ranks_has_the_figures_of_one(tmp_path: Path, mo
     model = Rde(width=0.0625, generator=torch.Generator().manual_seed(5))
 
     def on_rank(rank: int, world_size: int) -> Validator:
-        return Validator(options, "rde", model, Place(Ranks(rank, world_size), torch.device("cpu"), Threads(1, 1)))
+        return Validator(
+            options, "rde", model, Place(Ranks(rank, world_size), torch.device("cpu"), Threads(1, 1)), tmp_path
+        )
 
     alone = on_rank(0, 1).score(model, None, lambda: False, lambda _: None)
     ranks = [on_rank(rank, 3) for rank in range(3)]
@@ -117,7 +119,7 @@ def ask_to_stop(*_: object, on_frame: Callable[[], None]) -> None:
 
 
 def test_the_validation_at_the_end_of_a_stage_or_of_the_run_is_never_left_out(
-    shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     def values(folder: Path) -> dict[str, Any]:
         plain = two_stages(validated_run(shards, folder, path=str(shards)))
@@ -127,6 +129,7 @@ def test_the_validation_at_the_end_of_a_stage_or_of_the_run_is_never_left_out(
     train(make_config(values(tmp_path / "whole"), source="test"))
     expected = validations(tmp_path / "whole")
     assert [(r["step"], r["stage"]) for r in expected] == [(2, "small"), (5, "second")]
+    assert caplog.text.count("two: the first frame has ids") == 1  # of two validations
 
     def stop_in_4(step: int, _loss: float) -> None:
         if step == 3:
@@ -153,6 +156,7 @@ def test_the_validation_at_the_end_of_a_stage_or_of_the_run_is_never_left_out(
         folder.mkdir()
         name = f"checkpoint-{step}.pt"
         (folder / name).write_bytes((tmp_path / "whole" / name).read_bytes())
+        (folder / RESULTS_FOLDER / "rank-1" / "one").mkdir(parents=True)
         train(make_config(values(folder), source="test"), resume=True)
         assert validations(folder) == [
             {**record, "best": record["best"] or record["step"] == step}
@@ -160,6 +164,7 @@ def test_the_validation_at_the_end_of_a_stage_or_of_the_run_is_never_left_out(
             if record["step"] >= step
         ]
         assert list_checkpoints(folder)[0].name == "checkpoint-5.pt"
+        assert not (folder / RESULTS_FOLDER).exists()
 
 
 def test_a_set_without_the_truth_is_refused_before_the_first_step(shards: Path, tmp_path: Path) -> None:
@@ -184,7 +189,7 @@ def test_categories_that_nothing_asks_for_are_refused(shards: Path, tmp_path: Pa
     model = Rde(width=0.0625, initialise=False)
     place = Place(Ranks(), device=next(model.parameters()).device, threads=Threads(1, 1))
     with pytest.raises(ValueError, match="is scored by davis2017, which knows no categories"):
-        Validator(known, "rde", model, place)
+        Validator(known, "rde", model, place, tmp_path)
 
 
 def test_the_best_is_by_the_measure_of_its_own_standard_and_is_found_again(tmp_path: Path) -> None:
@@ -200,5 +205,6 @@ def test_the_best_is_by_the_measure_of_its_own_standard_and_is_found_again(tmp_p
     assert Best(tmp_path, "G", {"dataset": "a"}, step=3).step == 3
     assert Best(tmp_path, "G", {"dataset": "a"}, step=2).step is None
     assert Best(tmp_path, "G", {"dataset": "b"}, step=9).step is None
-    (tmp_path / BEST_FILE).write_text("")
-    assert Best(tmp_path, "G", {"dataset": "a"}, step=9).step is None
+    for text in ("", "[1]", '{"steq": 3, "G": 0.7, "of": {"dataset": "a"}}', '{"step": 3, "of": {"dataset": "a"}}'):
+        (tmp_path / BEST_FILE).write_text(text)
+        assert Best(tmp_path, "G", {"dataset": "a"}, step=9).step is None

@@ -39,7 +39,7 @@ from trainers.running.stages import Place, open_sources, require_shares
 from trainers.running.start_report import describe_start
 from trainers.running.starting import find_start, hold_folder, make_model, position_of, require_one_start
 from trainers.running.stopping import StoppedAtOnce, StopRequest, catch_stop_signals
-from trainers.running.validation import Best, Validator
+from trainers.running.validation import Best, Validator, remove_results
 from trainers.running.watchdog import watch
 
 __all__ = ["Outcome", "Start", "position_of", "train"]
@@ -110,7 +110,9 @@ def _train(
             _refuse_another_run(found, config, fingerprints, force=start.force)
         checkpoint = None if found is None else found[1]
         model = make_model(config, found)
-        validator = None if config.validation is None else Validator(config.validation, config.model.name, model, place)
+        validator = None
+        if config.validation is not None:
+            validator = Validator(config.validation, config.model.name, model, place, config.folder)
         watchdog = stack.enter_context(watch(config.hang_seconds, rank_name(ranks), config.folder))
         if watchdog is not None:
             watchdog.begin("meeting the other ranks", SLOW_START)
@@ -159,6 +161,7 @@ def _refuse_another_run(
 def _keep_records(run: Run, stack: ExitStack, step: int) -> Journal:
     """Open what the first rank writes; on leaving, everything is on disk and plotted."""
     config = run.config
+    remove_results(config.folder)
     if config.plots:
         stack.callback(write_curves, config.folder)
     journal = stack.enter_context(Journal(config.folder, step=step, tensorboard=config.tensorboard))

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import json
 import logging
-import tempfile
+import shutil
 import time
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack, nullcontext
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,6 +31,17 @@ logger = logging.getLogger(__name__)
 
 BEST_FILE = "best.json"
 
+RESULTS_FOLDER = "validating"
+"""In a run's folder, while it validates: the label maps of each rank's videos."""
+
+WARNING_OF_VIDEOS = (
+    "trainers.prediction.following",
+    "trainers.scoring.davis",
+    "trainers.scoring.youtube",
+    "trainers.segmenters.rde",
+)
+"""Loggers that say of a video what they would say of it in every validation."""
+
 
 class ValidationAbandonedError(Exception):
     """The run has been asked to stop."""
@@ -52,9 +63,14 @@ class Validator:
     plain values; those of another standard are not to be compared.
     """
 
-    def __init__(self, options: Validation, method: str, model: nn.Module, place: Place) -> None:
-        """Open the set. Raises DataError or ValueError for videos that cannot be segmented or scored."""
+    def __init__(self, options: Validation, method: str, model: nn.Module, place: Place, folder: Path) -> None:
+        """Open the set. Raises DataError or ValueError for videos that cannot be segmented or scored.
+
+        folder: the run's, in which label maps lie until they are scored.
+        """
         self._method, self._place = METHODS[method], place
+        self._results = folder / RESULTS_FOLDER / f"rank-{place.ranks.rank}"
+        self._repetitions = Repetitions()
         self._source, name = _open(options)
         self._protocol, self._rules = PROTOCOLS[name], SEGMENTATION_PROTOCOLS[name]
         self.measure = self._protocol.measure
@@ -100,10 +116,13 @@ class Validator:
         weights: AbstractContextManager[None] = nullcontext() if average is None else average.in_place()
         with ExitStack() as stack:
             stack.enter_context(weights)
+            stack.enter_context(self._repetitions.left_out())
             stack.callback(_restore, modes)
             mine = self._score_own(model, is_stopping, on_phase)
         on_phase("")  # ranks with longer videos go on; each watches itself
         gathered = gather_objects(mine, self._place.ranks)
+        if self._place.ranks.is_first:
+            shutil.rmtree(self._results.parent, ignore_errors=True)  # empty by now
         if any(scores is None for scores in gathered):
             return None
         scores = [item for of_rank in gathered for item in of_rank or ()]
@@ -128,16 +147,51 @@ class Validator:
         if not self._plans:
             return []
         segmenter = self._method.segmenter(model, self._method.published(model, self._rules)[0])
-        with tempfile.TemporaryDirectory(prefix="vosforge-validation-") as folder:
-            try:
-                for plan in self._plans:
-                    on_frame()
-                    segment_to_folder(segmenter, self._source, plan, Path(folder), self._form, on_frame=on_frame)
-                on_phase("scoring a validation")
-                videos = [plan.video for plan in self._plans]
-                return evaluate(self._source, ResultFolder(Path(folder)), self._protocol, videos, on_video=on_scored)
-            except ValidationAbandonedError:
-                return None
+        shutil.rmtree(self._results, ignore_errors=True)  # of a run that was killed
+        try:
+            for plan in self._plans:
+                on_frame()
+                segment_to_folder(segmenter, self._source, plan, self._results, self._form, on_frame=on_frame)
+            on_phase("scoring a validation")
+            videos = [plan.video for plan in self._plans]
+            return evaluate(self._source, ResultFolder(self._results), self._protocol, videos, on_video=on_scored)
+        except ValidationAbandonedError:
+            return None
+        finally:
+            shutil.rmtree(self._results, ignore_errors=True)
+
+
+def remove_results(folder: Path) -> None:
+    """Remove what a validation that was killed, on however many ranks, has left in a run's folder."""
+    shutil.rmtree(folder / RESULTS_FOLDER, ignore_errors=True)
+
+
+class Repetitions(logging.Filter):
+    """Leaves out what was said in an earlier block, so that one validation after the other does not repeat it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._before: set[str] = set()
+        self._now: set[str] = set()
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Whether a record is new, or of this block."""
+        text = record.getMessage()
+        self._now.add(text)
+        return text not in self._before
+
+    @contextmanager
+    def left_out(self) -> Iterator[None]:
+        """For the length of the block."""
+        loggers = [logging.getLogger(name) for name in WARNING_OF_VIDEOS]
+        for one in loggers:
+            one.addFilter(self)
+        try:
+            yield
+        finally:
+            for one in loggers:
+                one.removeFilter(self)
+            self._before |= self._now
 
 
 def _open(options: Validation) -> tuple[VideoSource, str]:
@@ -172,13 +226,15 @@ def _restore(modes: list[tuple[nn.Module, bool]]) -> None:
 def _read(path: Path) -> dict[str, Any]:
     """What best.json holds; nothing where it is not there or was not written by us."""
     try:
-        found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        found = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return {}
-    except ValueError as error:
-        logger.warning("%s cannot be read (%s): the best validation so far is forgotten", path, error)
-        return {}
-    return found
+    except ValueError:
+        found = None
+    if isinstance(found, dict) and isinstance(found.get("step"), int) and "of" in found:
+        return found
+    logger.warning("%s is damaged: the best validation so far is forgotten", path)
+    return {}
 
 
 class Best:
@@ -191,7 +247,8 @@ class Best:
         """
         self._path, self._measure, self._standard = folder / BEST_FILE, measure, dict(standard)
         found = _read(self._path)
-        self._found = found if found and found["step"] <= step and found["of"] == self._standard else {}
+        counts = found and found["step"] <= step and found["of"] == self._standard and measure in found
+        self._found = found if counts else {}
 
     @property
     def step(self) -> int | None:
