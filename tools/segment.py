@@ -91,8 +91,8 @@ def segment(arguments: list[str]) -> int:
     if timings:
         print(_table(timings))
     of_split = "" if options.videos else f" {split}"
-    done = counted(len(timings), "video")
-    print(f"{protocol.name}{of_split}: {done} segmented into {folder}, {len(finished)} were there")
+    done = f"{protocol.name}{of_split}: {counted(len(timings), 'video')} segmented into {folder}"
+    print(f"{done}, {len(finished)} finished before" if finished else done)
     if options.cycle_erf is not None:
         print(draw_cycle_erf(options, model, source, plans, form))
     if options.zip is not None:
@@ -160,6 +160,8 @@ def _open(options: Namespace) -> tuple[VideoSource, SegmentationProtocol]:
 
 def _output_form(options: Namespace, protocol: SegmentationProtocol, device: torch.device) -> OutputForm:
     sight = METHOD_ARGUMENTS[options.model].sight(options, protocol)
+    if options.all_frames and not protocol.late_objects:
+        raise UsageError(f"{protocol.name} writes every frame anyway: leave --all-frames out")
     png = options.png or protocol.png
     if png == "grey" and not protocol.merge_objects:
         raise UsageError(f"--png grey holds one object; {protocol.name} has several: use --protocol davis2016")
@@ -180,6 +182,8 @@ def _settings(
         **({} if options.trunk_weights is None else {"trunk_weights": file_digest(options.trunk_weights)}),
         "dataset": source.identity,
         "protocol": protocol.name,
+        # What a method remembers may depend on which frames it is shown.
+        **({"all_frames": True} if options.all_frames else {}),
         **form.sight.settings(),
         "png": form.png,
     }

@@ -9,14 +9,14 @@ from pathlib import Path
 from typing import Literal, get_args
 
 from torch import nn
-from tqdm import tqdm
 
 from models.stm import Stm
 from shards.wording import counted
 from tools.argument_types import UsageError, not_negative, number_or
-from tools.cli import Parser
+from tools.cli import Parser, sigterm_as_ctrl_c
+from tools.progress import Progress
 from tools.source_arguments import positive
-from trainers.looking.cycle_erf import write_cycle_erf
+from trainers.looking.cycle_erf import drawn_frames, write_cycle_erf
 from trainers.methods import METHODS
 from trainers.methods.stm import BOX
 from trainers.prediction.files import OutputForm
@@ -170,15 +170,20 @@ def draw_cycle_erf(
     assert isinstance(model, Stm)
     options = _correction(arguments) or CorrectionOptions()
     every = arguments.cycle_erf_every or PICTURE_EVERY
-    with tqdm(desc="cycle-ERF", unit="frame", disable=None) as bar:
-        counts = [
+    total = sum(len(drawn_frames(plan, every)) for plan in plans)
+    with sigterm_as_ctrl_c(), Progress(total, "picture", "cycle-ERF") as bar:
+        for plan in plans:
             write_cycle_erf(
-                model, source, plan, arguments.cycle_erf, form, options=options, every=every, on_picture=bar.update
+                model,
+                source,
+                plan,
+                arguments.cycle_erf,
+                form,
+                options=options,
+                every=every,
+                on_picture=lambda: bar.add(1),
             )
-            for plan in plans
-        ]
-    drawn = counted(sum(counts), "cycle-ERF picture")
-    return f"{arguments.cycle_erf}: {drawn} of {counted(len(plans), 'video')}"
+    return f"{arguments.cycle_erf}: {counted(total, 'cycle-ERF picture')} of {counted(len(plans), 'video')}"
 
 
 def _correction(arguments: Namespace) -> CorrectionOptions | None:

@@ -12,13 +12,14 @@ import torch
 from PIL import Image
 
 from models.stm import Query, Stm
+from shards.errors import DataError
 from tests.trainers.small_videos import HEIGHT, WIDTH, label_map, write_tree
 from tests.trainers.small_youtube import BEGINS, write_youtube_tree
 from tests.trainers.stm_clips import small_stm
 from tools.argument_types import UsageError
 from tools.segment import segment
 from trainers.label_files import read_label_map
-from trainers.looking.cycle_erf import LEGEND_PX, draw_heat, with_legend
+from trainers.looking.cycle_erf import LEGEND_PX, draw_heat, heat_range, with_legend
 from trainers.prediction.following import ModelClock, segment_video, whole_script
 from trainers.segmenters.stm import StmOptions, StmSegmenter
 from trainers.segmenters.stm_correction import CorrectionOptions
@@ -92,6 +93,13 @@ def test_late_objects_of_youtube_vos_begin_where_they_are_given(weights: Path, t
                 assert (maps[f"{start:05d}"] == object_id).any()
 
 
+def test_label_maps_of_all_frames_and_of_the_listed_ones_are_never_mixed(weights: Path, tmp_path: Path) -> None:
+    tree, out = write_youtube_tree(tmp_path / "tree"), tmp_path / "out"
+    assert run_segment(weights, tree, out, *SMALL_BOX, "--all-frames", "--videos", min(BEGINS)) == 0
+    with pytest.raises(DataError, match="found all_frames True"):
+        run_segment(weights, tree, out, *SMALL_BOX)
+
+
 def test_a_cycle_erf_picture_has_a_bar_from_its_lowest_to_its_highest_heat() -> None:
     heat = torch.zeros(10, 100)
     heat[:, 50:] = 0.25
@@ -105,6 +113,21 @@ def test_a_cycle_erf_picture_has_a_bar_from_its_lowest_to_its_highest_heat() -> 
     assert np.abs(bar[coloured[-1]] - highest).max() <= 2
     assert coloured[-1] - coloured[0] > 300
     assert lowest.argmax() == 2 and highest.argmax() == 0  # blue and red
+
+
+def test_single_hot_pixels_do_not_hide_the_rest_of_a_cycle_erf() -> None:
+    heat = torch.linspace(0, 0.25, 10_000).view(100, 100)
+    hot = heat.clone()
+    hot[0, :5] = 6.4
+    assert heat_range(hot)[1] == pytest.approx(0.25, abs=1e-3)
+    frame = torch.zeros(100, 100, 3, dtype=torch.uint8)
+    plain, capped = (draw_heat(frame, some).astype(int) for some in (heat, hot))
+    assert np.abs(plain - capped)[1:].max() <= 3
+    assert capped[0, 0].argmax() == 0  # red
+    only_hot = torch.where(hot > 1, hot, 0)
+    assert heat_range(only_hot) == (0, pytest.approx(6.4))
+    assert heat_range(torch.zeros(3, 4)) == (0, 0)
+    assert draw_heat(frame, torch.zeros(100, 100)).max() == 64  # half of the darkest blue, everywhere
 
 
 def test_cycle_erf_pictures_have_the_size_of_the_frames_and_a_legend(
@@ -149,6 +172,7 @@ def test_a_filled_box_is_what_the_model_sees(
         (("--clamp",), "--clamp is about the gradient correction: add --correct"),
         (("--cycle-erf-every", "2"), "--cycle-erf-every is about the pictures of --cycle-erf FOLDER: add that"),
         (("--late-objects", "replace"), "davis2017 follows those of the first frame: leave it out, or use --protocol"),
+        (("--all-frames",), "davis2017 writes every frame anyway: leave --all-frames out"),
         (("--cycle-erf", "OUT"), "would write pictures over the label maps: name another folder"),
     ],
 )

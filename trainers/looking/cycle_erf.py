@@ -5,6 +5,7 @@ Source: Li et al. 2020, section 3.4; the picture as the released code draws heat
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 
@@ -29,6 +30,8 @@ from trainers.views import View
 
 HEAT = 0.5
 """Share of the heat map in a picture; the rest is the frame."""
+HOTTEST_SHARE = 0.001
+"""Share of the pixels that may be hotter than the colours reach."""
 LEGEND_PX = 34
 """Height of the strip below it."""
 _BAR_PX, _MARGIN_PX, _BACKGROUND, _TEXT = 10, 4, (24, 24, 28), (225, 225, 225)
@@ -44,8 +47,8 @@ def write_cycle_erf(
     options: CorrectionOptions,
     every: int,
     on_picture: Callable[[], object] = lambda: None,
-) -> int:
-    """Draw every `every`-th frame after a video's first masks into <folder>/<video>/<frame>.png; how many there are.
+) -> None:
+    """Draw the frames of `drawn_frames` into <folder>/<video>/<frame>.png.
 
     The objects are those of the first masks; options say how the empty masks are corrected.
     """
@@ -59,26 +62,41 @@ def write_cycle_erf(
         image, _ = view.image(_pixels(source, plan, first, form.device))
         reference = make_reference(model, image, shown)
     legend = f"masks that began empty, after {counted(options.iterations, 'step')} of rate {options.rate:g}"
-    frames = range(first + every, len(plan.names), every)
-    for frame in frames:
+    for frame in drawn_frames(plan, every):
         pixels = _pixels(source, plan, frame, form.device)
         image, padding = view.image(pixels)
         with torch.no_grad():
             stem = model.look(image)
-        heat = unpad(cycle_erf(Correction(model, reference, stem, options), len(ids))[None, None], padding)
-        picture = with_legend(draw_heat(pixels, heat[0, 0]), heat, legend)
+        heat = unpad(cycle_erf(Correction(model, reference, stem, options), len(ids))[None, None], padding)[0, 0]
+        picture = with_legend(draw_heat(pixels, heat), heat, legend)
         save_png(picture, folder / plan.video / f"{plan.names[frame]}.png")
         on_picture()
-    return len(frames)
+
+
+def drawn_frames(plan: VideoPlan, every: int) -> range:
+    """Numbers of the frames that `write_cycle_erf` draws: every `every`-th one after the video's first masks."""
+    return range(plan.script.first + every, len(plan.names), every)
+
+
+def heat_range(heat: Tensor) -> tuple[float, float]:
+    """What the ends of the colours stand for in a heat map (h, w) >= 0: its lowest heat, and nearly its highest.
+
+    One pixel in a thousand may be hotter: corrections lead single pixels far beyond all others, which would turn the
+    rest of the picture blue. Where no more pixels than that are hot it is the highest itself.
+    """
+    low, high = heat.amin().item(), heat.amax().item()
+    num_below = math.ceil((1 - HOTTEST_SHARE) * heat.numel())
+    usual = heat.flatten().kthvalue(num_below).values.item()
+    return low, usual if usual > low else high
 
 
 def draw_heat(pixels: Tensor, heat: Tensor) -> NDArray[np.uint8]:
     """Frame (H, W, 3) uint8 RGB under a heat map (h, w) >= 0 of any scale -> picture (H, W, 3) uint8 RGB.
 
-    Lowest heat is blue, highest red; heat that is the same everywhere is blue.
+    From blue to red over `heat_range`; heat that is the same everywhere is blue.
     """
-    low, high = heat.amin(), heat.amax()
-    scaled = (heat - low) / (high - low).clamp(min=torch.finfo(heat.dtype).tiny)
+    low, high = heat_range(heat)
+    scaled = ((heat - low) / max(high - low, torch.finfo(heat.dtype).tiny)).clamp(max=1)
     size = (pixels.shape[0], pixels.shape[1])
     whole = F.interpolate(scaled[None, None], size, mode="bilinear", align_corners=False)[0, 0]
     levels = (255 * whole).round().to(torch.uint8).cpu().numpy()
@@ -90,13 +108,17 @@ def with_legend(picture: NDArray[np.uint8], heat: Tensor, caption: str) -> Image
     """A picture (H, W, 3) uint8 above its colours, pure, the heat they stand for, and a caption.
 
     Heat is in units of a mask: 0 is empty, 1 an object for certain; corrections may lead beyond it. Every picture has
-    colours of its own, so the numbers tell how two frames compare.
+    colours of its own, so the numbers tell how two frames compare. The caption also says how hot the hottest pixels
+    are, where these lie beyond the bar.
     """
     height, width = picture.shape[:2]
     canvas = Image.new("RGB", (width, height + LEGEND_PX), _BACKGROUND)
     canvas.paste(Image.fromarray(picture))
     draw, top = ImageDraw.Draw(canvas), height + _MARGIN_PX
-    low, high = f"{heat.amin().item():.3g}", f"{heat.amax().item():.3g}"
+    ends, highest = heat_range(heat), heat.amax().item()
+    low, high = (f"{end:.3g}" for end in ends)
+    if highest > ends[1]:
+        caption = f"red: {high} to {highest:.3g}; {caption}"
     left = round(2 * _MARGIN_PX + draw.textlength(low))
     right = round(width - 2 * _MARGIN_PX - draw.textlength(high))
     draw.text((_MARGIN_PX, top), low, fill=_TEXT)
