@@ -149,7 +149,7 @@ def verdict(found: Diagnosis) -> list[str]:
     best = max(_of_storage(found.reads), key=lambda read: read.bandwidth)
     if best.parallel > 1:
         lines.append(
-            f"It takes {best.parallel} requests at a time to get its bandwidth: let reading.threads be as many."
+            f"It takes {best.parallel} requests at a time to get its bandwidth: let reading.threads be at least as many."
         )
     return lines
 
@@ -160,9 +160,9 @@ def _advised_though_slower(recipes: Sequence[RecipePrediction]) -> list[str]:
     plans = " and ".join(dict.fromkeys(one.plan for one in slower))
     if not slower:
         return []
-    names = ", ".join(one.recipe for one in slower)
-    rule = f"the first of {', '.join(READ_PLANS)} that gives {ENOUGH_CLIPS_PER_SECOND:.0f} clips/s is enough"
-    return [f"By {plans} although another way is predicted to be faster ({names}): {rule}."]
+    whose = "" if len(slower) == len(recipes) else f" for {', '.join(one.recipe for one in slower)}"
+    rule = f"of {', '.join(READ_PLANS)} the first that gives {ENOUGH_CLIPS_PER_SECOND:.0f} clips/s is taken"
+    return [f"By {plans} although another way is predicted to be faster{whose}: {rule}."]
 
 
 def _span(rates: Collection[float]) -> str:

@@ -200,7 +200,7 @@ def test_the_verdict_says_why_a_slower_plan_is_advised():
     found = diagnosis(reads((4096, 1, 1e6), (1 << 20, 16, 5e8)))
     enough = RecipePrediction("enough", 3, 0.4, "frame", {"frame": 900.0, "span": 950.0, "resident": 100.0}, 300.0)
     text = " ".join(verdict(replace(found, recipes=(*found.recipes, enough))))
-    assert "By frame although another way is predicted to be faster (enough): the first of" in text
+    assert "By frame although another way is predicted to be faster for enough: of frame, span, resident" in text
 
 
 def diagnosis(measured: tuple[Measured, ...]) -> Diagnosis:
