@@ -53,8 +53,8 @@ def _add_network(parser: ArgumentParser, *, height: int) -> None:
 def measure_stm_step(options: Namespace, _scratch: Path) -> tuple[dict[str, object], str]:
     """Numbers and table."""
     device = str(choose_device(options.device, Ranks()))
-    network = (options.arch, options.width, _pixels(options))
-    size = StmStepSize(*network, options.clips, options.objects, device, options.threads)
+    network = (options.arch, options.width, _pixels(options), options.objects, device)
+    size = StmStepSize(*network, batch_size=options.clips, threads=options.threads)
     torch.set_num_threads(size.threads)
     costs = time_stm_steps(size, rounds=options.rounds)
     return {"size": asdict(size), "steps": {name: asdict(cost) for name, cost in costs.items()}}, _table(size, costs)
@@ -63,7 +63,7 @@ def measure_stm_step(options: Namespace, _scratch: Path) -> tuple[dict[str, obje
 def measure_stm_correction(options: Namespace, _scratch: Path) -> tuple[dict[str, object], str]:
     """Numbers and table."""
     device = str(choose_device(options.device, Ranks()))
-    size = CorrectionSize(options.arch, options.width, _pixels(options), options.objects, device=device)
+    size = CorrectionSize(options.arch, options.width, _pixels(options), options.objects, device)
     costs = time_corrections(size)
     result: dict[str, object] = {"size": asdict(size), "rows": [asdict(cost) for cost in costs]}
     return result, _correction_table(size, costs)

@@ -7,7 +7,6 @@ Before them one step of each is counted, not timed.
 from __future__ import annotations
 
 import statistics
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -15,8 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from models.layers import use_channels_last
-from models.stm import Arch, Stm
 from trainers.benchmarks.published_stm import PublishedStmStep
+from trainers.benchmarks.stm_size import StmSize, clock_seconds, upright_bars
 from trainers.benchmarks.work import Work, count_work
 from trainers.objectives.stm_cycle import StmCycleObjective
 
@@ -26,18 +25,12 @@ NUM_FRAMES, NUM_SLOTS = 3, 5
 
 
 @dataclass(frozen=True, slots=True)
-class StmStepSize:
-    """What is trained: network, frames of (height, width) pixels, clips per step, objects in each; on what.
+class StmStepSize(StmSize):
+    """Clips per step, of which every other one has `num_objects`, the rest one; threads: of a CPU."""
 
-    threads: of a CPU.
-    """
-
-    arch: Arch = "resnet18"
-    width: float = 0.25
-    size: tuple[int, int] = (120, 214)
-    batch_size: int = 4
+    size: tuple[int, int] = (120, 213)
     num_objects: int = 2
-    device: str = "cpu"
+    batch_size: int = 4
     threads: int = 1
 
     @property
@@ -63,15 +56,15 @@ def time_stm_steps(size: StmStepSize, *, rounds: int = 5) -> dict[str, StmStepCo
     losses = {}
     for _ in range(rounds):
         for name, step in steps.items():
-            started = _now(size)
+            started = clock_seconds(size.device, wall=size.timed_by_wall)
             loss = step()
-            seconds[name].append(_now(size) - started)
+            seconds[name].append(clock_seconds(size.device, wall=size.timed_by_wall) - started)
             losses[name] = float(loss)
     return {name: StmStepCost(1e3 * statistics.median(seconds[name]), work[name], losses[name]) for name in STEPS}
 
 
 def _prepare(size: StmStepSize, name: str) -> Callable[[], Tensor]:
-    model = Stm(arch=size.arch, width=size.width, generator=torch.Generator().manual_seed(0)).to(size.device)
+    model = size.make_model()
     if name == OURS_CHANNELS_LAST:
         use_channels_last(model)
     step: nn.Module = PublishedStmStep(model) if name == LOOP else StmCycleObjective(model)
@@ -89,21 +82,10 @@ def _prepare(size: StmStepSize, name: str) -> Callable[[], Tensor]:
 def make_stm_batch(size: StmStepSize) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Noise images and upright bars that move; every other clip has one object only."""
     generator = torch.Generator().manual_seed(1)
-    height, width = size.size
-    images = torch.randn(size.batch_size, NUM_FRAMES, height, width, 3, generator=generator).permute(0, 1, 4, 2, 3)
-    masks = torch.zeros(size.batch_size, NUM_FRAMES, height, width, dtype=torch.uint8)
+    images = torch.randn(size.batch_size, NUM_FRAMES, *size.size, 3, generator=generator).permute(0, 1, 4, 2, 3)
     counts = [size.num_objects if clip % 2 == 0 else 1 for clip in range(size.batch_size)]
-    bar = width // (2 * size.num_objects + 1)
-    for clip, count in enumerate(counts):
-        for time_, slot in ((time_, slot) for time_ in range(NUM_FRAMES) for slot in range(1, count + 1)):
-            left = (2 * slot - 1) * bar + time_
-            masks[clip, time_, height // 4 : -height // 4, left : left + bar] = slot
+    clips = [[upright_bars(size.size, count, shift=time) for time in range(NUM_FRAMES)] for count in counts]
+    masks = torch.stack([torch.stack(frames) for frames in clips])  # (B, T, H, W)
     first = torch.stack([masks[:, 0] == slot for slot in range(1, NUM_SLOTS + 1)], 1).float()
     batch = (images, masks, torch.tensor(counts), first)
     return tuple(part.to(size.device) for part in batch)  # type: ignore[return-value]
-
-
-def _now(size: StmStepSize) -> float:
-    if torch.device(size.device).type != "cpu":
-        torch.cuda.synchronize(size.device)
-    return time.perf_counter() if size.timed_by_wall else time.process_time()
