@@ -148,9 +148,8 @@ def verdict(found: Diagnosis) -> list[str]:
     lines += _advised_though_slower(found.recipes)
     best = max(_of_storage(found.reads), key=lambda read: read.bandwidth)
     if best.parallel > 1:
-        lines.append(
-            f"It takes {best.parallel} requests at a time to get its bandwidth: let reading.threads be at least as many."
-        )
+        at_once = f"It takes {best.parallel} requests at a time to get its bandwidth"
+        lines.append(f"{at_once}: let reading.threads be at least as many.")
     return lines
 
 
