@@ -170,19 +170,16 @@ def draw_cycle_erf(
     assert isinstance(model, Stm)
     options = _correction(arguments) or CorrectionOptions()
     every = arguments.cycle_erf_every or PICTURE_EVERY
-    total = sum(len(drawn_frames(plan, every)) for plan in plans)
+    total, drawn = sum(len(drawn_frames(plan, every)) for plan in plans), 0
     with sigterm_as_ctrl_c(), Progress(total, "picture", "cycle-ERF") as bar:
-        for plan in plans:
-            write_cycle_erf(
-                model,
-                source,
-                plan,
-                arguments.cycle_erf,
-                form,
-                options=options,
-                every=every,
-                on_picture=lambda: bar.add(1),
-            )
+        try:
+            for plan in plans:
+                for _ in write_cycle_erf(model, source, plan, arguments.cycle_erf, form, options=options, every=every):
+                    drawn += 1
+                    bar.add(1)
+        except KeyboardInterrupt as stop:
+            stop.add_note(f"{drawn} of {counted(total, 'cycle-ERF picture')} drawn; the same command draws all again")
+            raise
     return f"{arguments.cycle_erf}: {counted(total, 'cycle-ERF picture')} of {counted(len(plans), 'video')}"
 
 

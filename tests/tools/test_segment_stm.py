@@ -148,6 +148,20 @@ def test_cycle_erf_pictures_have_the_size_of_the_frames_and_a_legend(
     assert "2 cycle-ERF pictures of 1 video" in capsys.readouterr().out
 
 
+def test_a_stop_while_pictures_are_drawn_says_how_many_there_are(
+    weights: Path, tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stop_at_the_second(picture: Image.Image, path: Path) -> None:
+        if path.stem == "00002":
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr("trainers.looking.cycle_erf.save_png", stop_at_the_second)
+    arguments = ("--cycle-erf", str(tmp_path / "pictures"), "--cycle-erf-every", "1", "--correct", "1")
+    with pytest.raises(KeyboardInterrupt) as stopped:
+        run_segment(weights, tree, tmp_path / "out", *SMALL_BOX, *arguments)
+    assert stopped.value.__notes__ == ["1 of 4 cycle-ERF pictures drawn; the same command draws all again"]
+
+
 def test_a_filled_box_is_what_the_model_sees(
     weights: Path, tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -6,7 +6,7 @@ Source: Li et al. 2020, section 3.4; the picture as the released code draws heat
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Iterator
 from pathlib import Path
 
 import cv2
@@ -46,9 +46,8 @@ def write_cycle_erf(
     *,
     options: CorrectionOptions,
     every: int,
-    on_picture: Callable[[], object] = lambda: None,
-) -> None:
-    """Draw the frames of `drawn_frames` into <folder>/<video>/<frame>.png.
+) -> Iterator[Path]:
+    """Draw the frames of `drawn_frames` into <folder>/<video>/<frame>.png; the path of each as it is written.
 
     The objects are those of the first masks; options say how the empty masks are corrected.
     """
@@ -69,8 +68,9 @@ def write_cycle_erf(
             stem = model.look(image)
         heat = unpad(cycle_erf(Correction(model, reference, stem, options), len(ids))[None, None], padding)[0, 0]
         picture = with_legend(draw_heat(pixels, heat), heat, legend)
-        save_png(picture, folder / plan.video / f"{plan.names[frame]}.png")
-        on_picture()
+        path = folder / plan.video / f"{plan.names[frame]}.png"
+        save_png(picture, path)
+        yield path
 
 
 def drawn_frames(plan: VideoPlan, every: int) -> range:
