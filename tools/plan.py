@@ -203,7 +203,8 @@ def _compare_clips(configs: list[Config], schedules: list[list[StageSchedule]], 
     opened = [_try_to_open(config, stack) for config in configs]
     first, second = (sources for sources, _ in opened)
     if first is None or second is None:
-        return "clips were not compared, because the data was not found"
+        problem = next(problem for _, problem in opened if problem)
+        return f"clips were not compared, because the data was not found: {problem}"
     steps = {
         stage.first_step + step for run in schedules for stage in run for step in (*stage.switches(), stage.steps - 1)
     }
@@ -290,7 +291,7 @@ def _quality_rows(*pair: OrderQuality) -> list[list[str]]:
         rows.append([f"clips until a video comes again, {name}", *cells])
     for lag in pair[0].autocorrelation:
         cells = [f"{quality.autocorrelation[lag]:+.3f}" for quality in pair]
-        rows.append([f"correlation of places in storage, {lag} clips apart", *cells])
+        rows.append([f"correlation of places in storage, {lag} {'clip' if lag == 1 else 'clips'} apart", *cells])
     return rows
 
 

@@ -41,7 +41,7 @@ class Table:
             raise ValueError(f"a table is a list of rows [progress, value], got {self.rows!r}")
         object.__setattr__(self, "rows", tuple(_checked_row(row) for row in self.rows))
         if not self.rows or self.rows[0][0] != 0:
-            raise ValueError(f"a table starts with a row at progress 0, got {self.rows}")
+            raise ValueError(f"a table starts with a row at progress 0, got {[list(row) for row in self.rows]}")
         progress = [row[0] for row in self.rows]
         if progress[-1] > 1 or any(a >= b for a, b in pairwise(progress)):
             raise ValueError(f"progress must rise from row to row and stay within 0..1, got {progress}")
@@ -61,9 +61,11 @@ class Table:
 
 
 def _checked_row(row: Any) -> tuple[float, float]:
-    # YAML reads 1e-5 without a dot as text; saying so here saves a long search.
     if not isinstance(row, list | tuple) or len(row) != 2 or not all(_is_finite_number(number) for number in row):
-        raise ValueError(f"a row of a table is [progress, value], two numbers, got {row!r} (write 1.0e-5, not 1e-5)")
+        # YAML reads 1e-5 without a dot as text; saying so here saves a long search.
+        text = isinstance(row, list | tuple) and any(isinstance(number, str) for number in row)
+        hint = " (write 1.0e-5, not 1e-5)" if text else ""
+        raise ValueError(f"a row of a table is [progress, value], two numbers, got {row!r}{hint}")
     return float(row[0]), float(row[1])
 
 

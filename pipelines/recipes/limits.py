@@ -46,7 +46,10 @@ def check_numbers(name: str, value: Any, limits: Limits) -> Any:
 
 def table_of(name: str, rows: Any, limits: Limits) -> Table:
     """A field that is a table, or rows of one as YAML gives them; ValueError, naming it, for values that do not fit."""
-    table = rows if isinstance(rows, Table) else Table(rows)
+    try:
+        table = rows if isinstance(rows, Table) else Table(rows)
+    except ValueError as error:
+        raise ValueError(f"{name}: {error}") from error
     for _, value in table.rows:
         check_numbers(name, int(value) if limits.whole and value == int(value) else value, limits)
     return table

@@ -11,7 +11,7 @@ import torch
 from models import released
 from models.rde import Rde
 from models.released_rde import grow_value_stem, load, start_from
-from models.weight_files import list_differences
+from models.weight_files import list_differences, load_strictly
 
 STEM = "value_encoder.conv1.weight"
 
@@ -66,6 +66,17 @@ def test_names_of_a_ddp_wrapper_are_recognised_in_the_error(small_model: Rde, tm
     state = {f"module.{name}": tensor for name, tensor in small_model.state_dict().items()}
     with pytest.raises(ValueError, match=r"found 870 differences; names begin with 'module\.'"):
         load(_saved(state, tmp_path))
+
+
+def test_weights_of_another_network_are_told_by_a_few_names(small_model: Rde, tmp_path: Path) -> None:
+    state = {"decoder.key_comp.bias": torch.zeros(1), "aspp.weight": torch.zeros(2)}
+    path = tmp_path / "other.pt"
+    with pytest.raises(ValueError, match=r"found 437 differences") as caught:
+        load_strictly(small_model, state, path)
+    assert str(caught.value) == (
+        f"{path}: expected the 435 entries of Rde, found 437 differences; give weights of the same model: "
+        "none of the names is there, the file has aspp.weight, decoder.key_comp.bias"
+    )
 
 
 def test_stage_0_weights_cannot_segment_and_say_what_to_do(tmp_path: Path) -> None:

@@ -285,7 +285,7 @@ def test_defaults_are_the_published_values():
         ("rde_video", {"smallest_crop": [[0, 2]]}, "smallest_crop must be a number within 1e-06..1"),
         ("rde_video", {"max_gap": 5}, "a table is a list of rows"),
         ("rde_video", {"clip_length": [[0, 6]]}, "clip_length must be a whole number within 1..5, got 6"),
-        ("rde_video", {"clip_length": 5}, "a table is a list of rows"),
+        ("rde_video", {"clip_length": 5}, "clip_length: a table is a list of rows"),
         ("rde_bl30k", {"clip_length": [[0, 2]]}, "clip_length must be a whole number within 3..5, got 2"),
         ("rde_static", {"clip_length": [[0, 2.5]]}, "clip_length must be a whole number within 1..3, got 2.5"),
         ("mtmfi", {"clip_length": [[0, 1]]}, "clip_length must be a whole number within 2..3, got 1"),

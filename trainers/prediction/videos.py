@@ -85,7 +85,7 @@ def open_videos(
     raise DataError(
         path,
         expected=f"a shard set ({MANIFEST}), or a DAVIS folder (Annotations/480p), or YouTube-VOS (valid/JPEGImages)",
-        found="neither" if path.is_dir() else "no such folder",
+        found="neither" if path.is_dir() else "a file" if path.exists() else "no such folder",
         remedy="give the output of tools/shard.py, or the folder that holds Annotations, JPEGImages and ImageSets",
     )
 
