@@ -165,11 +165,17 @@ def _output_form(options: Namespace, protocol: SegmentationProtocol, device: tor
     png = options.png or protocol.png
     if png == "grey" and not protocol.merge_objects:
         raise UsageError(f"--png grey holds one object; {protocol.name} has several: use --protocol davis2016")
-    if options.cycle_erf is not None and options.cycle_erf.resolve() == (options.out / protocol.folder).resolve():
-        raise UsageError(
-            f"--cycle-erf {options.cycle_erf} would write pictures over the label maps: name another folder"
-        )
+    if options.cycle_erf is not None:
+        _require_picture_folder(options.cycle_erf, options.out / protocol.folder)
     return OutputForm(device, sight, png)
+
+
+def _require_picture_folder(pictures: Path, label_maps: Path) -> None:
+    """UsageError, before long work, for a folder of pictures that cannot be one."""
+    if pictures.resolve() == label_maps.resolve():
+        raise UsageError(f"--cycle-erf {pictures} would write pictures over the label maps: name another folder")
+    if pictures.exists() and not pictures.is_dir():
+        raise UsageError(f"--cycle-erf {pictures} is a file, expected a folder for pictures: name another")
 
 
 def _settings(

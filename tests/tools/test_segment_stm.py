@@ -186,6 +186,7 @@ def test_a_filled_box_is_what_the_model_sees(
         (("--clamp",), "--clamp is about the gradient correction: add --correct"),
         (("--cycle-erf-every", "2"), "--cycle-erf-every is about the pictures of --cycle-erf FOLDER: add that"),
         (("--late-objects", "replace"), "davis2017 follows those of the first frame: leave it out, or use --protocol"),
+        (("--cycle-erf", __file__), "is a file, expected a folder for pictures: name another"),
         (("--all-frames",), "davis2017 writes every frame anyway: leave --all-frames out"),
         (("--cycle-erf", "OUT"), "would write pictures over the label maps: name another folder"),
     ],
