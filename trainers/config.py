@@ -121,6 +121,9 @@ class Stage:
         if self.batch_size % self.accumulate:
             problem = f"batch_size {self.batch_size} does not divide into {self.accumulate} parts to accumulate"
             raise ValueError(f"{problem}; give a multiple of accumulate, or another accumulate")
+        if self.pooled is not None and self.batch_size % self.pooled.streams:
+            problem = f"batch_size {self.batch_size} does not divide among {self.pooled.streams} streams of pooled"
+            raise ValueError(f"{problem}; give a number of streams that divides it")
         self._require_clips_at_every_step()
         recipe = self.clip_recipe()
         for length in clip_lengths(recipe):

@@ -41,14 +41,13 @@ class Pooled:
 class PooledOrder:
     """Which item the i-th clip of a stream is of, for data sets of any number of items.
 
-    Raises ValueError if the streams do not divide the batch, and later for a data set with fewer items than streams.
+    Raises ValueError if the streams do not divide the batch.
     """
 
     def __init__(self, pooled: Pooled, batch_size: int) -> None:
         if batch_size % pooled.streams:
-            raise ValueError(
-                f"batch_size {batch_size} does not divide among {pooled.streams} streams of the pooled order"
-            )
+            problem = f"batch_size {batch_size} does not divide among {pooled.streams} streams of the pooled order"
+            raise ValueError(f"{problem}; give a number of streams that divides it")
         self.pooled = pooled
         self.batch_size = batch_size
         self._permutation = lru_cache(maxsize=16 * pooled.streams)(_permutation)
@@ -62,8 +61,6 @@ class PooledOrder:
     def item(self, key: tuple[int, int], stream: int, dataset: int, index: int, count: int) -> tuple[int, int]:
         """(item 0 .. count - 1, pass) of the index-th clip that a stream has of a data set of `count` items."""
         streams, uses = self.pooled.streams, self.pooled.uses
-        if count < streams:
-            raise ValueError(f"{count} videos cannot be divided among {streams} streams; use at most {count} streams")
         part = self._permutation(key, _trial(_PARTS, 0, dataset), 0, count)[stream::streams]
         per_pool = self.pooled.videos // streams
         stream_pass, rest = divmod(index, len(part) * uses)

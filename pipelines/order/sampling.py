@@ -120,8 +120,8 @@ class Mix:
     shuffle, where every item of an entry comes once before any comes again.
     fingerprint: text that names the data and their proportions. selections: one per entry. phases: the entries'
     weights, from which step each.
-    Raises DataError if an entry has no eligible video, ValueError for an unknown split, no entry at all, and a step at
-    which all weights are 0.
+    Raises DataError if an entry has no eligible video, ValueError for an unknown split, no entry at all, a step at
+    which all weights are 0, and an entry with fewer items than a pooled order has streams.
     """
 
     def __init__(
@@ -141,6 +141,7 @@ class Mix:
         self.phases = self._find_phases(steps)
         self.fingerprint = json.dumps([_identity(entry) for entry in self.entries])
         self._streams = None if pooled is None else PooledOrder(pooled, batch_size)
+        self._require_items(1 if pooled is None else pooled.streams)
         self._batch_size, portion = batch_size, batch_size if pooled is None else batch_size // pooled.streams
         self._turns = Turns([Phase(first * portion, weights) for first, weights in self.phases])
         # Neighbouring clips share a pass; two passes of each entry are alive where one ends and the next begins.
@@ -183,6 +184,14 @@ class Mix:
     def report(self) -> tuple[str, ...]:
         """One line per entry: videos in use, its share of the clips, and the videos left out with the reasons."""
         return tuple(self._report_line(position) for position in range(len(self.entries)))
+
+    def _require_items(self, streams: int) -> None:
+        """Now rather than at the first clip of a stage that may be days away."""
+        for entry, selection in zip(self.entries, self.selections, strict=True):
+            count = len(selection.videos)
+            if count < streams:
+                problem = f"{_counted(count, selection)} cannot be divided among {streams} streams of the pooled order"
+                raise ValueError(f"{entry.dataset.name} {entry.split}: {problem}; use at most {count} streams")
 
     def _find_phases(self, steps: int) -> tuple[Phase, ...]:
         phases: list[Phase] = []

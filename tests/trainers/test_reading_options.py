@@ -72,6 +72,9 @@ def test_a_pooled_order_is_part_of_a_stage(tmp_path):
     values["stages"][0]["pooled"]["streams"] = 9
     with pytest.raises(ConfigError, match="a video for each stream, got 8 for 9"):
         make_config(values, source="test")
+    values["stages"][0] |= {"pooled": {"videos": 8, "uses": 4, "streams": 3}, "batch_size": 4}
+    with pytest.raises(ConfigError, match=r"stages\.0: batch_size 4 does not divide among 3 streams of pooled; give"):
+        make_config(values, source="test")
 
 
 def test_options_become_openers_and_plans(tmp_path):
