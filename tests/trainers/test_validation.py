@@ -175,8 +175,9 @@ def test_a_set_without_the_truth_is_refused_before_the_first_step(shards: Path, 
     ):
         (tmp_path / "table.json").write_text('{"unseen": ["owl"]}')
         config = make_config(validated_run(shards, tmp_path / "run", path=str(tree), **options), source="test")
-        with pytest.raises(DataError, match=message):
+        with pytest.raises(DataError, match=message) as caught:
             train(config)
+        assert caught.value.__notes__ == ["config key validation"]
         assert not list_checkpoints(tmp_path / "run")
 
 

@@ -12,6 +12,7 @@ from functools import partial
 from pathlib import Path
 
 import torch
+from torch import nn
 
 from trainers.config import Config, ConfigError, as_plain, make_config
 from trainers.records.checkpoint_writer import CheckpointWriter
@@ -110,9 +111,7 @@ def _train(
             _refuse_another_run(found, config, fingerprints, force=start.force)
         checkpoint = None if found is None else found[1]
         model = make_model(config, found)
-        validator = None
-        if config.validation is not None:
-            validator = Validator(config.validation, config.model.name, model, place, config.folder)
+        validator = _open_validation(config, model, place)
         watchdog = stack.enter_context(watch(config.hang_seconds, rank_name(ranks), config.folder))
         if watchdog is not None:
             watchdog.begin("meeting the other ranks", SLOW_START)
@@ -145,6 +144,16 @@ def _find_place(config: Config) -> Place:
     threads = share_threads(config.threads, ranks, device)
     torch.set_num_threads(threads.compute)
     return Place(ranks, device, threads)
+
+
+def _open_validation(config: Config, model: nn.Module, place: Place) -> Validator | None:
+    if config.validation is None:
+        return None
+    try:
+        return Validator(config.validation, config.model.name, model, place, config.folder)
+    except (ValueError, OSError) as error:
+        error.add_note("config key validation")
+        raise
 
 
 def _refuse_another_run(
