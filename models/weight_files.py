@@ -89,7 +89,8 @@ def load_strictly(model: nn.Module, state: Mapping[str, Tensor], path: Path) -> 
             lines = "".join(f"\n  {line}" for line in differences)
         raise ValueError(
             f"{path}: expected the {len(model.state_dict())} entries of {type(model).__name__}, "
-            f"found {len(differences)} difference{'s' * (len(differences) != 1)}{hint}; give weights of the same model:{lines}"
+            f"found {len(differences)} difference{'s' * (len(differences) != 1)}{hint}; give weights of the same "
+            f"model:{lines}"
         )
     model.load_state_dict(state)
 
