@@ -33,6 +33,7 @@ from shards.errors import DataError
 from shards.manifest import encode_json
 from shards.sources.lists import read_lines
 from shards.storage.paths import write_bytes
+from tools.argument_types import UsageError
 from tools.cli import Parser, output_file, run
 from tools.source_arguments import positive
 from trainers.config import Config, load_config
@@ -235,14 +236,14 @@ def _find(given: Namespace, stack: ExitStack) -> Answer:
 def _require_video(name: str, sources: list[ClipSource]) -> None:
     sets = {entry.dataset.name: entry.dataset for source in sources for entry in source.mix.entries}
     if not any(name in shard_set.videos.original_names for shard_set in sets.values()):
-        raise ValueError(f"no video {name!r} in the data of this run: {', '.join(sets)}")
+        raise UsageError(f"no video {name!r} in the data of this run: {', '.join(sets)}")
 
 
 def _quality(given: Namespace, stack: ExitStack) -> Answer:
     if given.config.suffix == ".txt":
         return _quality_of_list(given)
     if given.batch_size is not None:
-        raise ValueError("--batch-size is for an order out of a .txt file; of a run, write stages.0.batch_size=B")
+        raise UsageError("--batch-size is for an order out of a .txt file; of a run, write stages.0.batch_size=B")
     config = load_config(config_path(given.config), given.overrides)
     sources = open_sources(config, stack)
     texts, page, values = [], [], {}
@@ -269,7 +270,7 @@ def _orders(name: str, source: ClipSource, most_clips: int | None) -> Iterator[t
 def _quality_of_list(given: Namespace) -> Answer:
     """Of the order that a file lists, as any other loader may have drawn it."""
     if given.batch_size is None or given.overrides:
-        raise ValueError(f"{given.config} is a list of videos: say --batch-size B, and nothing as key=value")
+        raise UsageError(f"{given.config} is a list of videos: say --batch-size B, and nothing as key=value")
     order = numbered(read_lines(given.config)[: given.clips])
     pair = [describe_order(videos, given.batch_size) for videos in (order, shuffled(order))]
     return _beside_uniform(given.config.name, "order", pair)

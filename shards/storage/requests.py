@@ -198,7 +198,8 @@ def _in_words(error: Exception, url: str, attempts: int, seconds: float) -> Exce
 
 def _reason(error: BaseException) -> str:
     status, _ = _answer_of(error)
-    message = str(getattr(error, "message", error)) or type(error).__name__
+    # The client names its TLS settings here, even where a URL has none.
+    message = str(getattr(error, "message", error)).replace(" ssl:default", "") or type(error).__name__
     return f"{status} {message}" if status and str(status) not in message else message
 
 

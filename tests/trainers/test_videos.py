@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import pickle
 from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
 
 import numpy as np
 import pytest
@@ -110,3 +112,9 @@ def test_named_videos_come_once_each_and_none_named_means_the_split(source: Vide
 def test_without_a_wish_the_first_usual_split_is_taken_or_the_only_one(source: VideoSource) -> None:
     assert choose_split(source, None, ("valid", "val")) == "val"
     assert choose_split(source, None, ("valid",)) == "val", "the only one there is"
+
+
+def test_of_several_splits_of_other_names_one_has_to_be_named() -> None:
+    source = cast(VideoSource, SimpleNamespace(splits=("train", "val")))
+    with pytest.raises(UnknownNameError, match="no split 'dev'; there are train, val"):
+        choose_split(source, None, ("dev", "test"))

@@ -93,12 +93,14 @@ def open_videos(
 def choose_split(source: VideoSource, wanted: str | None, usual: Sequence[str]) -> str:
     """The split wanted; if none is, the first usual one that is there, or the only one there is.
 
-    Raises UnknownNameError for a wanted split that is not there.
+    Raises UnknownNameError for a wanted split that is not there, and where several are and none is a usual one.
     """
     there = source.splits
     if wanted is None:
         found = next((split for split in usual if split in there), None)
-        return found or (there[0] if len(there) == 1 else usual[0])
+        if found is None and len(there) > 1:
+            raise UnknownNameError("split", usual[0], there)
+        return found or (there[0] if there else usual[0])
     if there and wanted not in there:
         raise UnknownNameError("split", wanted, there)
     return wanted
