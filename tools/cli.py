@@ -89,7 +89,7 @@ def run(tool: Callable[[list[str]], int], arguments: list[str] | None = None) ->
     except (ValueError, OSError, ModuleNotFoundError) as error:
         if os.environ.get("VOSFORGE_TRACEBACK"):
             raise
-        print(f"{name}: {error}{_notes(error)}", file=sys.stderr)
+        print(f"{name}: {_words(error)}{_notes(error)}", file=sys.stderr)
         status = int(getattr(error, "exit_status", BAD_DATA))
     except Exception as error:
         if not is_store_error(error) or os.environ.get("VOSFORGE_TRACEBACK"):
@@ -102,6 +102,13 @@ def run(tool: Callable[[list[str]], int], arguments: list[str] | None = None) ->
 def is_store_error(error: BaseException) -> bool:
     """Whether the client of an object store or web server raised it; theirs are no OSErrors."""
     return type(error).__module__.partition(".")[0] in _STORE_CLIENTS
+
+
+def _words(error: Exception) -> str:
+    """What is wrong; of a file where a folder is to be made, which the system calls "File exists", in our words."""
+    if isinstance(error, FileExistsError) and error.filename is not None:
+        return f"{error.filename}: expected a folder or nothing, found a file; give another path, or move the file"
+    return str(error)
 
 
 def _notes(error: BaseException) -> str:

@@ -45,6 +45,11 @@ def test_a_missing_file_is_status_1_and_a_bad_config_status_2() -> None:
     assert status_of(UsageError("unknown key")) == 2
 
 
+def test_a_file_where_a_folder_is_to_be_made_is_told_so(capsys: pytest.CaptureFixture[str]) -> None:
+    assert status_of(FileExistsError(17, "File exists", "out")) == 1
+    assert "out: expected a folder or nothing, found a file; give another path" in capsys.readouterr().err
+
+
 def test_ctrl_c_is_status_130_and_says_how_to_go_on(capsys: pytest.CaptureFixture[str]) -> None:
     error = KeyboardInterrupt()
     error.add_note("run it again to go on")
