@@ -71,8 +71,9 @@ def _measure_device(options: Namespace, scratch: Path) -> tuple[dict[str, object
     costs = time_on_device(clips, device, batch=options.batch, threads=options.threads, rounds=options.rounds)
     num_frames = len(clips[0].frames)
     what = torch.cuda.get_device_name(device) if device.type == "cuda" else "the CPU"
+    made = f"batches of {options.batch} clips of {num_frames} frames of {name}, {codec} masks, RDE's recipe"
     lines = [
-        f"dali on {what}: {options.batch} clips of {num_frames} frames of {name}, {codec} masks, RDE's recipe, wall",
+        f"dali on {what}: {made}, wall",
         f"\n{'JPEG decoding':<16}{'result':<10}{'frames/s':>10}{'clips/s':>10}{'CPU cores':>11}{'memory':>12}",
     ]
     for cost in costs:

@@ -91,7 +91,7 @@ def test_clips_on_a_device_say_frames_and_cores(
     words = ["clips", str(root), "--device", "cpu", "--clips", "2", "--batch", "2", "--rounds", "1"]
     assert tool.benchmark(words) == 0
     printed = capsys.readouterr().out
-    assert "dali on the CPU: 2 clips of 5 frames of davis2017, lz4 masks" in printed
+    assert "dali on the CPU: batches of 2 clips of 5 frames of davis2017, lz4 masks" in printed
     rows = [line.split() for line in printed.splitlines() if line.startswith("mixed")]
     assert [row[1] for row in rows] == ["pixels", "batches"]
     assert all(float(row[2]) == pytest.approx(5 * float(row[3]), abs=1) for row in rows)
