@@ -9,7 +9,7 @@ from torch import Tensor
 
 
 class Segmenter(Protocol):
-    """A model that follows objects through a video. Frames (1, 3, H, W) float, normalised, H and W multiples of 16.
+    """A model that follows objects through a video. Frames (1, 3, H, W) float, as its method's `sight` makes them.
 
     Probabilities (1, 1+O, H, W) are those of background and objects, objects in the order in which they were given.
     """
