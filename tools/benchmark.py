@@ -67,7 +67,7 @@ def benchmark(arguments: list[str]) -> int:
 
 def _parse(arguments: list[str]) -> Namespace:
     parser = Parser(prog="benchmark.py", description=__doc__)
-    commands = parser.add_subparsers(dest="what", required=True)
+    commands = parser.add_subparsers(dest="what", required=True, metavar="PROTOCOL")
     clips = commands.add_parser("clips", help="clips per second and core of the executors")
     add_clips(clips)
     scoring = commands.add_parser("scoring", help="milliseconds per scored object and frame")

@@ -26,6 +26,7 @@ import sys
 import tempfile
 import time
 from argparse import Namespace
+from collections.abc import Callable
 from contextlib import redirect_stderr
 from pathlib import Path
 from types import FrameType
@@ -34,9 +35,10 @@ from typing import NoReturn
 from torch.distributed.elastic.multiprocessing.api import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
 from torch.distributed.elastic.rendezvous import RendezvousConnectionError, RendezvousError
-from torch.distributed.run import get_args_parser
+from torch.distributed.run import determine_local_world_size, get_args_parser, parse_min_max_nnodes
 from torch.distributed.run import run as launch
 
+from tools.argument_types import UsageError
 from tools.cli import BAD_DATA, BAD_USAGE, run
 from trainers.running.distributed import FRESH_STORE_VARIABLE
 from trainers.running.stopping import (
@@ -119,7 +121,21 @@ def _parse(arguments: list[str]) -> Namespace:
             print(f"{said.getvalue().strip().splitlines()[-1]} (see launch.py --help)", file=sys.stderr)
             raise SystemExit(BAD_USAGE) from None
         raise
+    _require_counts(options)
     return options
+
+
+def _require_counts(options: Namespace) -> None:
+    """Raise UsageError for counts of nodes and processes that torchrun would find wrong only when it launches."""
+    checks: tuple[tuple[str, str, Callable[[str], object]], ...] = (
+        ("--nnodes", options.nnodes, parse_min_max_nnodes),
+        ("--nproc-per-node", options.nproc_per_node, determine_local_world_size),
+    )
+    for name, value, check in checks:
+        try:
+            check(value)
+        except (ValueError, RuntimeError) as error:
+            raise UsageError(f"argument {name}: {value!r} does not do here: {error} (see launch.py --help)") from None
 
 
 if __name__ == "__main__":

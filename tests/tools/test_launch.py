@@ -14,6 +14,8 @@ from pathlib import Path
 
 import pytest
 
+from tools.argument_types import UsageError
+from tools.launch import launch_tool
 from tools.train import _failures_in_the_status_file
 from trainers.config import ConfigError
 from trainers.running.distributed import LostRankError
@@ -60,6 +62,14 @@ def test_wrong_usage_stops_the_launcher_when_it_has_been_said(
     monkeypatch.setenv(LAUNCHER_VARIABLE, "1234567")  # it died, and its process id is nobody's
     at_exit()
     assert stopped == [(os.getppid(), signal.SIGTERM)]
+
+
+@pytest.mark.parametrize(
+    ("option", "value"), [("--nproc-per-node", "zwei"), ("--nnodes", "2:x"), ("--nnodes", "1:2:3")]
+)
+def test_counts_that_are_none_are_wrong_usage(option: str, value: str) -> None:
+    with pytest.raises(UsageError, match=rf"argument {option}: '{value}' does not do here"):
+        launch_tool([option, value, "tools/train.py", "demo"])
 
 
 def test_a_notice_while_launchers_wait_for_each_other_ends_with_the_status_of_a_stop() -> None:
