@@ -75,7 +75,7 @@ def test_weights_of_another_network_are_told_by_a_few_names(small_model: Rde, tm
         load_strictly(small_model, state, path)
     assert str(caught.value) == (
         f"{path}: expected the 435 entries of Rde, found 437 differences; give weights of the same model: "
-        "none of the names is there, the file has aspp.weight, decoder.key_comp.bias"
+        "the names are others, the file has aspp.weight, decoder.key_comp.bias"
     )
 
 
