@@ -84,8 +84,9 @@ def load_strictly(model: nn.Module, state: Mapping[str, Tensor], path: Path) -> 
         wrapped = any(key.startswith("module.") for key in state)
         hint = "; names begin with 'module.': save the module inside the DDP wrapper" if wrapped else ""
         # Not none: readers have put in what authors' files lack.
-        if len(model.state_dict().keys() & state.keys()) < len(model.state_dict()) / 4:
-            lines = f" the names are others, the file has {', '.join(sorted(state)[:3]) or 'none'}"
+        others = sorted(state.keys() - model.state_dict().keys())
+        if len(state) - len(others) < len(model.state_dict()) / 4:
+            lines = f" the names are others, the file has {', '.join(others[:3]) or 'none'}"
         else:
             lines = "".join(f"\n  {line}" for line in differences)
         raise ValueError(
