@@ -100,7 +100,7 @@ def test_clips_on_a_device_say_frames_and_cores(
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ([], "the following arguments are required: what"),
+        ([], "the following arguments are required: PROTOCOL"),
         (["clips", "--clips", "0"], "--clips must be at least 1"),
         (["clips", "--executors", "gpu"], "invalid choice: 'gpu'"),
         (["build", "--videos", "0"], "--videos must be at least 1"),
