@@ -156,4 +156,12 @@ def _shifted(batch: pa.RecordBatch, column: str, offset: int) -> pa.RecordBatch:
 
 def as_numpy(batch: pa.RecordBatch, column: str) -> np.ndarray:
     """A column of numbers without nulls as a view into the mapped file."""
-    return batch.column(column).to_numpy(zero_copy_only=True)
+    return array_view(batch.column(column))
+
+
+def array_view(values: pa.Array) -> np.ndarray:
+    """Numbers without nulls in the memory where they are.
+
+    Not by to_numpy, whose first call looks for pandas in a way that loses a Ctrl-C that comes meanwhile.
+    """
+    return np.from_dlpack(values)

@@ -10,6 +10,7 @@ from typing import overload
 import numpy as np
 import pyarrow as pa
 
+from shards.index.derive import array_view
 from shards.object_facts import ObjectFacts, decode_object_facts
 
 
@@ -117,4 +118,4 @@ class VideoTable:
         return column.chunk(0) if column.num_chunks else pa.array([], column.type)
 
     def _numbers(self, name: str) -> np.ndarray:
-        return self._column(name).to_numpy(zero_copy_only=True)
+        return array_view(self._column(name))

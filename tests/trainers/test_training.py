@@ -158,7 +158,8 @@ def test_the_journal_says_every_report_once_even_after_resume(
     assert {"loss_frame_1", "divergence_4", "cross_entropy"} <= reports[-1].keys()
     # The resumed process took two steps, too few to time; the whole run took six.
     assert "step_ms" not in reports[-1]
-    assert {"step_ms", "data_ms", "mean_data_ms", "clips_per_second"} <= read_journal(whole_run[0])[-3].keys()
+    whole = [record for record in read_journal(whole_run[0]) if record["kind"] == "report"]
+    assert {"step_ms", "data_ms", "mean_data_ms", "clips_per_second"} <= whole[-1].keys()
     assert "step 6/6 small | loss" in caplog.text
 
 
@@ -173,8 +174,8 @@ def test_a_run_says_what_it_is_and_at_the_end_what_it_read(
     (stage,) = start["stages"]
     assert stage["clips_per_rank"] == 2
     assert stage["data"] == ["davis2017 val: 2 videos x 1 = 2 of 2 clips; none left out"]
-    end = read_journal(folder)[-1]
-    assert (end["kind"], end["clips"]) == ("data", 12)
+    end = next(record for record in read_journal(folder) if record["kind"] == "data")
+    assert end["clips"] == 12
     assert 0 <= end["clips_without_object"] <= 2
     # Twelve frames of over 500 bytes, each once: what the read plan resident takes, which a busy machine may choose.
     assert end["bytes_read"] > 12 * 500
